@@ -1,0 +1,40 @@
+//! Batches as both planes speak of them: slices of one lane, inserted as one block under one token.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    ids::{BatchId, Revision},
+    position::Slice,
+};
+
+/// Digest of a batch: of the block that goes to the table and of the block that goes to the error table.
+pub type Digest = [u8; 16];
+
+/// A batch that was prepared and not yet committed. It stands for fixed slices of immutable records, so whoever
+/// rebuilds it from Kinesis with the same revision gets the same block.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OpenBatch {
+    /// Identity and deduplication token.
+    pub id: BatchId,
+    /// Revision of the pipe that it was decoded with.
+    pub revision: Revision,
+    /// What it covers: at most one slice of each shard.
+    pub slices: Vec<Slice>,
+    /// Counts.
+    pub counts: Counts,
+    /// What its blocks must hash to.
+    pub digest: Digest,
+}
+
+/// What a batch covers, in numbers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Counts {
+    /// Rows of the block.
+    pub rows: u64,
+    /// Records that go to the error table.
+    pub rejected_records: u64,
+    /// Kinesis records.
+    pub records: u64,
+    /// Payload bytes of those records.
+    pub bytes: u64,
+}

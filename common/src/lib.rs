@@ -1,0 +1,22 @@
+//! What both planes of Millrace share. The planes know each other only through this crate and the wire protocol.
+//!
+//! ```text
+//!   user -> pipe (what is wanted) -> position, batch (what was read) -> clickhouse (where it goes)
+//!
+//!   ids, reason, error, clock, shutdown, grpc, aws, crypto, config, telemetry: under all of it
+//! ```
+
+pub mod ids;
+pub mod pipe;
+pub mod reason;
+pub mod position;
+pub mod batch;
+pub mod clickhouse;
+pub mod error;
+pub mod clock;
+pub mod shutdown;
+pub mod grpc;
+pub mod aws;
+pub mod crypto;
+pub mod config;
+pub mod telemetry;

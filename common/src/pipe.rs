@@ -1,0 +1,243 @@
+//! What a pipe is: the specification that a user gives, and the resolved one that a worker runs.
+//!
+//! Both are stored by the control plane as JSON, so every change here must read what was stored before.
+
+use std::{collections::BTreeMap, fmt, time::Duration};
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use crate::ids::{CredentialName, Revision};
+
+/// What a user asks for. Validated: every field is in its range.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PipeSpec {
+    /// Free text for people.
+    pub display_name: String,
+    /// Free labels for machines.
+    pub annotations: BTreeMap<String, String>,
+    /// Where records come from.
+    pub source: KinesisSource,
+    /// Where rows go.
+    pub destination: Destination,
+    /// Which source field fills which column; empty: each column from the key of its name.
+    pub field_mappings: Vec<FieldMapping>,
+    /// Number of workers that the shards may spread over.
+    pub replicas: u32,
+    /// Batching and delivery.
+    pub settings: Settings,
+}
+
+/// A Kinesis data stream.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KinesisSource {
+    /// Name or ARN.
+    pub stream: StreamRef,
+    /// Region.
+    pub region: String,
+    /// Where the pipe starts.
+    pub start: StartPosition,
+    /// AWS credential.
+    pub credential: CredentialName,
+    /// Endpoint override.
+    pub endpoint: Option<String>,
+}
+
+/// How a user names a stream.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StreamRef {
+    /// By name, in the credential's account.
+    Name(String),
+    /// By ARN.
+    Arn(String),
+}
+
+impl StreamRef {
+    /// The stream's name: of an ARN, what follows `stream/`.
+    pub fn name(&self) -> &str {
+        match self {
+            StreamRef::Name(name) => name,
+            StreamRef::Arn(arn) => arn.rsplit_once('/').map_or(arn, |(_, name)| name),
+        }
+    }
+}
+
+/// Where a new pipe starts, as the user asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StartPosition {
+    /// At the oldest record.
+    TrimHorizon,
+    /// After what the stream holds when the pipe is created.
+    Latest,
+    /// At a time.
+    AtTimestamp(Timestamp),
+}
+
+/// A ClickHouse table.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Destination {
+    /// HTTP interface.
+    pub endpoint: String,
+    /// ClickHouse credential.
+    pub credential: CredentialName,
+    /// Database.
+    pub database: String,
+    /// Table.
+    pub table: String,
+    /// Table for rejected records, in the same database.
+    pub error_table: String,
+    /// Shape of the table if Millrace makes it; `None` for a table that exists.
+    pub managed: Option<TableDefinition>,
+    /// Columns to fill; of a managed table, all its columns. Empty: all that can be inserted.
+    pub columns: Vec<Column>,
+}
+
+/// Shape of a managed table.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TableDefinition {
+    /// Engine.
+    pub engine: TableEngine,
+    /// Columns of ORDER BY.
+    pub sorting_key: Vec<String>,
+    /// PARTITION BY.
+    pub partition_by: Option<PartitionBy>,
+}
+
+/// Engine of a managed table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TableEngine {
+    /// MergeTree.
+    MergeTree,
+}
+
+/// PARTITION BY of a managed table: a column, or one function of one column.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PartitionBy {
+    /// The function, of a fixed list.
+    pub function: Option<String>,
+    /// The column.
+    pub column: String,
+}
+
+/// A column as a user gives it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Column {
+    /// Name.
+    pub name: String,
+    /// ClickHouse type; empty where the table exists and decides.
+    pub data_type: String,
+}
+
+/// Fills one column from one source field.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FieldMapping {
+    /// JSON key, dotted path or virtual column.
+    pub source_field: String,
+    /// Column.
+    pub destination_field: String,
+}
+
+/// Batching and delivery.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Settings {
+    /// Close a batch after this many rows.
+    pub max_batch_rows: u64,
+    /// Close a batch at this many bytes of encoded block.
+    pub max_batch_bytes: u64,
+    /// Close a batch this long after its first row.
+    pub max_insert_wait: Duration,
+    /// How blocks travel.
+    pub compression: Compression,
+    /// What is promised.
+    pub delivery: Delivery,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            max_batch_rows: 100_000,
+            max_batch_bytes: 20_000_000,
+            max_insert_wait: Duration::from_secs(5),
+            compression: Compression::Lz4,
+            delivery: Delivery::ExactlyOnce,
+        }
+    }
+}
+
+/// How blocks travel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Compression {
+    /// LZ4 frames.
+    Lz4,
+    /// As they are.
+    None,
+}
+
+/// What is promised of each record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Delivery {
+    /// Once.
+    ExactlyOnce,
+    /// Once or more.
+    AtLeastOnce,
+}
+
+/// What a user wants of a pipe.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DesiredState {
+    /// Move records.
+    Running,
+    /// Hold the position.
+    Stopped,
+}
+
+/// A specification resolved against the stream and the table: what a batch of this revision is made with. It holds no
+/// secrets, and it does not change when the table does.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ResolvedSpec {
+    /// Revision.
+    pub revision: Revision,
+    /// The stream.
+    pub stream: StreamIdentity,
+    /// Columns to fill, in the order of the block.
+    pub columns: Vec<MappedColumn>,
+}
+
+/// A stream is its ARN and its creation time: one that was deleted and made again under its name is another.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StreamIdentity {
+    /// ARN.
+    pub arn: String,
+    /// Name.
+    pub name: String,
+    /// When it was created.
+    pub created: Timestamp,
+}
+
+/// One column to fill.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MappedColumn {
+    /// Column name.
+    pub name: String,
+    /// ClickHouse type as the server spells it.
+    pub data_type: String,
+    /// The column has a DEFAULT expression.
+    pub has_default: bool,
+    /// JSON key, dotted path or virtual column.
+    pub source_field: String,
+}
+
+impl fmt::Display for Delivery {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Delivery::ExactlyOnce => "EXACTLY_ONCE",
+            Delivery::AtLeastOnce => "AT_LEAST_ONCE",
+        })
+    }
+}

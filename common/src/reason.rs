@@ -1,0 +1,50 @@
+//! Stable reasons of pipe faults and API errors. They are part of the API: once published, a reason keeps its meaning.
+
+macro_rules! reasons {
+    ($($(#[$doc:meta])* $name:ident;)*) => {
+        $($(#[$doc])* pub const $name: &str = stringify!($name);)*
+        /// All of them.
+        pub const ALL: &[&str] = &[$($name),*];
+    };
+}
+
+reasons! {
+    /// The stream does not exist under that name, region and account.
+    SOURCE_STREAM_NOT_FOUND;
+    /// The AWS identity may not do what a pipe needs.
+    SOURCE_ACCESS_DENIED;
+    /// AWS does not know the keys, or they have expired.
+    SOURCE_CREDENTIAL_INVALID;
+    /// Kinesis cannot be reached, or does not answer.
+    SOURCE_UNREACHABLE;
+    /// The stream was deleted and created again under its name.
+    SOURCE_STREAM_RECREATED;
+    /// The position is older than what the stream still holds.
+    SOURCE_POSITION_EXPIRED;
+    /// ClickHouse cannot be reached, or does not answer.
+    DESTINATION_UNREACHABLE;
+    /// ClickHouse refuses the user or its password.
+    DESTINATION_AUTHENTICATION_FAILED;
+    /// The ClickHouse user may not do what a pipe needs.
+    DESTINATION_ACCESS_DENIED;
+    /// No such database.
+    DESTINATION_DATABASE_NOT_FOUND;
+    /// No such table.
+    DESTINATION_TABLE_NOT_FOUND;
+    /// A mapped column is not in the table, or cannot be inserted into.
+    DESTINATION_COLUMN_NOT_FOUND;
+    /// A column's type does not parse, or cannot be filled from JSON.
+    DESTINATION_TYPE_UNSUPPORTED;
+    /// The table no longer fits the pipe.
+    DESTINATION_SCHEMA_CHANGED;
+    /// ClickHouse asks for fewer or slower inserts.
+    DESTINATION_OVERLOADED;
+    /// ClickHouse refuses a block for a reason of its own.
+    DESTINATION_INSERT_FAILED;
+    /// A replayed batch is not what was prepared.
+    BATCH_DIVERGED;
+    /// No worker is connected.
+    NO_WORKERS;
+    /// A defect of Millrace.
+    INTERNAL;
+}

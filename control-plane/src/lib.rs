@@ -1,0 +1,26 @@
+//! The control plane: stores pipes and credentials, discovers shards, and assigns them to workers. It never touches record data.
+//!
+//! ```text
+//!   users -- gRPC --> api ----> store <------------ protocol (what may be prepared, committed, granted: pure)
+//!                      |          ^
+//!                 destination     |   discovery (ListShards)
+//!                      |          |       |
+//!                  lifecycle      +-- coordinator -- scheduler (placement, lineage: pure)
+//!                                         |
+//!   workers <-- one stream each, PrepareBatch, CommitBatch --> sessions
+//! ```
+//!
+//! Invariant: SQL is spoken only in `store`, the Kinesis SDK only in `discovery`, the clickhouse crate only in `destination`,
+//! and generated protocol types only at the edges (`api`, `sessions`).
+
+pub mod api;
+pub mod app;
+pub mod config;
+pub mod coordinator;
+pub mod destination;
+pub mod discovery;
+pub mod lifecycle;
+pub mod protocol;
+pub mod scheduler;
+pub mod sessions;
+pub mod store;

@@ -1,0 +1,32 @@
+//! Compiles the .proto files with protox, which needs no protoc, into messages, services and a descriptor set.
+
+use std::{env, fs, path::PathBuf};
+
+use prost::Message as _;
+
+const FILES: [&str; 3] = [
+    "millrace/api/v1/credential.proto",
+    "millrace/api/v1/pipe.proto",
+    "millrace/worker/v1/worker.proto",
+];
+
+const SECRETS: [&str; 5] = [
+    "millrace.api.v1.AwsKeys",
+    "millrace.api.v1.ClickHouseUser",
+    "millrace.worker.v1.AwsKeys",
+    "millrace.worker.v1.AwsRole",
+    "millrace.worker.v1.ClickHouseDestination",
+];
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    println!("cargo:rerun-if-changed=millrace");
+    let descriptors = protox::compile(FILES, ["."])?;
+    let out = PathBuf::from(env::var("OUT_DIR")?);
+    fs::write(out.join("millrace.binpb"), descriptors.encode_to_vec())?;
+    // Messages that hold a secret get a Debug that does not print it (src/lib.rs).
+    tonic_prost_build::configure()
+        .btree_map(".")
+        .skip_debug(SECRETS)
+        .compile_fds(descriptors)?;
+    Ok(())
+}
