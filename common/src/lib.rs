@@ -16,6 +16,7 @@ pub mod error;
 pub mod clock;
 pub mod shutdown;
 pub mod grpc;
+pub mod retry;
 pub mod aws;
 pub mod crypto;
 pub mod config;

@@ -207,6 +207,8 @@ pub struct ResolvedSpec {
     pub stream: StreamIdentity,
     /// Columns to fill, in the order of the block.
     pub columns: Vec<MappedColumn>,
+    /// Time zone of the ClickHouse server (IANA name): that of columns whose type names none.
+    pub time_zone: String,
 }
 
 /// A stream is its ARN and its creation time: one that was deleted and made again under its name is another.

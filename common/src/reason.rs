@@ -17,6 +17,8 @@ reasons! {
     SOURCE_CREDENTIAL_INVALID;
     /// Kinesis cannot be reached, or does not answer.
     SOURCE_UNREACHABLE;
+    /// Kinesis has refused reads of a shard for being too many for a while.
+    SOURCE_THROTTLED;
     /// The stream was deleted and created again under its name.
     SOURCE_STREAM_RECREATED;
     /// The position is older than what the stream still holds.

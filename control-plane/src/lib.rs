@@ -11,7 +11,7 @@
 //! ```
 //!
 //! Invariant: SQL is spoken only in `store`, the Kinesis SDK only in `discovery`, the clickhouse crate only in `destination`,
-//! and generated protocol types only at the edges (`api`, `sessions`).
+//! and generated protocol types only at the edges (`api`, `sessions` and the `coordinator` behind it).
 
 pub mod api;
 pub mod app;
@@ -19,6 +19,7 @@ pub mod config;
 pub mod coordinator;
 pub mod destination;
 pub mod discovery;
+pub mod endpoint;
 pub mod lifecycle;
 pub mod protocol;
 pub mod scheduler;

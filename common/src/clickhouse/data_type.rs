@@ -161,16 +161,16 @@ impl DataType {
     /// True for types that can stand inside `Nullable`: scalars and `JSON`, but no arrays, maps, tuples, variants,
     /// dynamics, and nothing that is already wrapped.
     pub fn can_be_nullable(&self) -> bool {
-        match self.storage().as_ref() {
+        !matches!(
+            self.storage().as_ref(),
             DataType::LowCardinality(_)
-            | DataType::Nullable(_)
-            | DataType::Array(_)
-            | DataType::Map(..)
-            | DataType::Tuple(_)
-            | DataType::Variant(_)
-            | DataType::Dynamic { .. } => false,
-            _ => true,
-        }
+                | DataType::Nullable(_)
+                | DataType::Array(_)
+                | DataType::Map(..)
+                | DataType::Tuple(_)
+                | DataType::Variant(_)
+                | DataType::Dynamic { .. }
+        )
     }
 }
 

@@ -1,0 +1,68 @@
+# Millrace: everything a developer types. Each target installs what it needs (deploy/dev/tools.sh) and needs no root.
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint fmt bench clean-tools tools-demo tools-test fmt-check shell proto clippy build unit
+
+# Outside the clone, so that several clones and a fresh one share what is built.
+export CARGO_TARGET_DIR ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/millrace/target
+# As many tests at once as there are cores, within reason: each may talk to an engine of its own.
+export RUST_TEST_THREADS ?= $(shell n=$$(nproc 2>/dev/null || echo 2); \
+	if [ $$n -lt 2 ]; then n=2; elif [ $$n -gt 8 ]; then n=8; fi; echo $$n)
+
+TOOLS := deploy/dev/tools.sh
+STEP := deploy/dev/step.sh
+SCRIPTS := .ci/run deploy/dev/tools.sh deploy/dev/step.sh
+
+help: ## List these targets
+	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-20s %s\n", $$1, $$2}'
+
+demo: tools-demo ## Start everything on real engines, move 300,000 records, show them (KEEP=1 RECORDS=n SHARDS=n)
+	@$(STEP) 'Build' cargo build --locked --workspace --bins
+	@'$(CARGO_TARGET_DIR)/debug/millrace-demo' $(if $(filter-out 0,$(KEEP)),--keep) \
+		$(if $(RECORDS),--records $(RECORDS)) $(if $(SHARDS),--shards $(SHARDS))
+
+# Cheap checks first: a slip in formatting is not worth a build.
+test: tools-test ## Install what is missing and run every check and every test
+	@$(MAKE) --no-print-directory fmt-check shell proto clippy build unit
+
+lint: tools-test ## The checks of `make test`, without its tests
+	@$(MAKE) --no-print-directory fmt-check shell proto clippy
+
+fmt: tools-test ## Format the Rust sources
+	@cargo fmt --all
+
+bench: tools-demo ## Measure, in release mode, and print JSON lines
+	@$(STEP) 'Build (release)' cargo build --release --locked --workspace --bins
+	@'$(CARGO_TARGET_DIR)/release/millrace-bench'
+
+clean-tools: ## Remove what deploy/dev/tools.sh installed
+	@$(TOOLS) clean
+
+tools-demo:
+	@$(TOOLS) demo
+
+tools-test:
+	@$(TOOLS) test
+
+fmt-check:
+	@$(STEP) 'Formatting' cargo fmt --all --check
+
+# Optional, because there is no shellcheck for every platform.
+shell:
+	@if command -v shellcheck >/dev/null; then $(STEP) 'Shell scripts' shellcheck $(SCRIPTS); \
+	elif $(TOOLS) run shellcheck --version >/dev/null 2>&1; then \
+		$(STEP) 'Shell scripts' $(TOOLS) run shellcheck $(SCRIPTS); \
+	else echo '--- Shell scripts: skipped, no shellcheck here'; fi
+
+proto:
+	@$(STEP) 'Protocol (buf lint)' $(TOOLS) run buf lint proto
+
+clippy:
+	@$(STEP) 'Clippy' cargo clippy --workspace --all-targets --locked -- -D warnings
+
+# Tests start the binaries of other packages, which `cargo test` alone need not build.
+build:
+	@$(STEP) 'Build' cargo build --workspace --bins --locked
+
+unit:
+	@$(STEP) 'Tests' cargo test --workspace --locked --no-fail-fast

@@ -1,0 +1,180 @@
+//! The commands and their options.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::{output::Format, standalone};
+
+/// Move Kinesis streams into ClickHouse: pipes, credentials, and a single-machine Millrace.
+#[derive(Debug, Parser)]
+#[command(name = "millrace", version, propagate_version = true, max_term_width = 100)]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    pub(crate) connection: Connection,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// Where Millrace is, and how to print.
+#[derive(Debug, Args)]
+pub(crate) struct Connection {
+    /// Control plane.
+    #[arg(
+        long,
+        global = true,
+        env = "MILLRACE_ENDPOINT",
+        default_value = "http://127.0.0.1:7400",
+        value_name = "URL"
+    )]
+    pub(crate) endpoint: String,
+    /// Project that names without `projects/…` belong to.
+    #[arg(
+        long,
+        global = true,
+        env = "MILLRACE_PROJECT",
+        default_value = "default",
+        value_name = "ID"
+    )]
+    pub(crate) project: String,
+    /// How to print results.
+    #[arg(short, long, global = true, default_value = "table", value_enum)]
+    pub(crate) output: Format,
+}
+
+impl Connection {
+    /// `projects/{project}`.
+    pub(crate) fn parent(&self) -> String {
+        format!("projects/{}", self.project)
+    }
+
+    /// Full name of a resource that was given as an id or as a full name.
+    pub(crate) fn name(&self, collection: &str, given: &str) -> String {
+        if given.contains('/') {
+            given.to_owned()
+        } else {
+            format!("projects/{}/{collection}/{given}", self.project)
+        }
+    }
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Create, look at and steer pipes.
+    #[command(subcommand)]
+    Pipe(Pipe),
+    /// Store, list and delete credentials.
+    #[command(subcommand)]
+    Credential(Credential),
+    /// Run both planes in this process, on SQLite: all of Millrace for a single machine.
+    Standalone(Box<standalone::Options>),
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Pipe {
+    /// Create a pipe from a file. What cannot work is refused, with the field at fault and what to do.
+    Create {
+        /// YAML or JSON file with the pipe in the API's own field names; `-` reads standard input.
+        #[arg(short, long, value_name = "FILE")]
+        file: PathBuf,
+        /// Check everything, store nothing.
+        #[arg(long)]
+        dry_run: bool,
+    },
+    /// Show one pipe.
+    Get {
+        /// Pipe id or full name.
+        pipe: String,
+    },
+    /// List the pipes of the project.
+    List,
+    /// Follow a pipe's progress: rows, MB/s, and the lag of each shard.
+    Watch {
+        /// Pipe id or full name.
+        pipe: String,
+        /// Seconds between two updates.
+        #[arg(long, default_value_t = 1.0, value_name = "SECONDS")]
+        interval: f64,
+        /// End once this many records (rows and rejected ones) are committed.
+        #[arg(long, value_name = "COUNT")]
+        until_records: Option<u64>,
+    },
+    /// Let a pipe move records.
+    Start {
+        /// Pipe id or full name.
+        pipe: String,
+    },
+    /// Flush a pipe and hold its position.
+    Stop {
+        /// Pipe id or full name.
+        pipe: String,
+    },
+    /// Stop a pipe and remove it with its position. Tables stay.
+    Delete {
+        /// Pipe id or full name.
+        pipe: String,
+        /// Succeed if there is no such pipe.
+        #[arg(long)]
+        allow_missing: bool,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Credential {
+    /// Store a credential. Secrets are read from a file, standard input or the environment, never from arguments.
+    Create {
+        /// Id of the new credential.
+        credential: String,
+        /// Free text for people.
+        #[arg(long, default_value = "")]
+        display_name: String,
+        #[command(subcommand)]
+        kind: CredentialKind,
+    },
+    /// List the credentials of the project. Secrets are never shown.
+    List,
+    /// Delete a credential that no pipe uses.
+    Delete {
+        /// Credential id or full name.
+        credential: String,
+        /// Succeed if there is no such credential.
+        #[arg(long)]
+        allow_missing: bool,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum CredentialKind {
+    /// An AWS access key pair.
+    AwsKeys {
+        /// Access key id.
+        #[arg(long, env = "AWS_ACCESS_KEY_ID")]
+        access_key_id: String,
+        /// File with the secret access key; `-` reads standard input. Without it: `AWS_SECRET_ACCESS_KEY`.
+        #[arg(long, value_name = "FILE")]
+        secret_access_key_file: Option<PathBuf>,
+        /// File with the session token of temporary keys. Without it: `AWS_SESSION_TOKEN`, if set.
+        #[arg(long, value_name = "FILE")]
+        session_token_file: Option<PathBuf>,
+    },
+    /// An AWS role to assume.
+    AwsRole {
+        /// ARN of the role.
+        #[arg(long)]
+        role_arn: String,
+        /// External id that the role's trust policy asks for.
+        #[arg(long, default_value = "")]
+        external_id: String,
+    },
+    /// The AWS identity that the Millrace processes run under.
+    AwsAmbient,
+    /// A ClickHouse user.
+    ClickhouseUser {
+        /// User name.
+        #[arg(long, env = "CLICKHOUSE_USER")]
+        username: String,
+        /// File with the password; `-` reads standard input. Without it: `CLICKHOUSE_PASSWORD`.
+        #[arg(long, value_name = "FILE")]
+        password_file: Option<PathBuf>,
+    },
+}

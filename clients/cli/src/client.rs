@@ -1,0 +1,33 @@
+//! Clients of the control plane's API.
+
+use millrace_common::grpc;
+use millrace_proto::api::v1::{
+    credential_service_client::CredentialServiceClient, pipe_service_client::PipeServiceClient,
+};
+use tonic::{Status, transport::Channel};
+
+use crate::{args::Connection, exit::Error};
+
+fn channel(connection: &Connection) -> Result<Channel, Error> {
+    grpc::channel(&connection.endpoint).map_err(|error| {
+        Error::Local(format!(
+            "--endpoint {:?} is not a URL such as http://127.0.0.1:7400: {error}",
+            connection.endpoint
+        ))
+    })
+}
+
+/// Client of the pipe service.
+pub(crate) fn pipes(connection: &Connection) -> Result<PipeServiceClient<Channel>, Error> {
+    channel(connection).map(PipeServiceClient::new)
+}
+
+/// Client of the credential service.
+pub(crate) fn credentials(connection: &Connection) -> Result<CredentialServiceClient<Channel>, Error> {
+    channel(connection).map(CredentialServiceClient::new)
+}
+
+/// Turns a status of a call into this program's error.
+pub(crate) fn failed(connection: &Connection) -> impl Fn(Status) -> Error + '_ {
+    |status| Error::from_status(&connection.endpoint, status)
+}

@@ -1,0 +1,206 @@
+//! Resources as files: YAML or JSON in the proto JSON mapping, made friendlier in three ways. Field names may be
+//! `snake_case` or `lowerCamelCase`; enum values may leave their prefix out (`TRIM_HORIZON`); and what is wrong is named
+//! by its path, with the fields that would be right.
+
+use std::{io::Read as _, path::Path};
+
+use millrace_proto::DESCRIPTOR_POOL;
+use prost::Message;
+use prost_reflect::{DynamicMessage, EnumDescriptor, Kind, MessageDescriptor, SerializeOptions};
+use serde_json::Value;
+
+use crate::exit::Error;
+
+/// Largest file that is read; a pipe is a few kilobytes.
+const MAX_FILE_BYTES: u64 = 4 * 1024 * 1024;
+
+/// Reads a file, or standard input for `-`.
+pub(crate) fn read(path: &Path) -> Result<String, Error> {
+    let mut text = String::new();
+    let result = if path == Path::new("-") {
+        std::io::stdin().take(MAX_FILE_BYTES).read_to_string(&mut text)
+    } else {
+        std::fs::File::open(path).and_then(|file| file.take(MAX_FILE_BYTES).read_to_string(&mut text))
+    };
+    result.map_err(|error| Error::Local(format!("cannot read {}: {error}", path.display())))?;
+    Ok(text)
+}
+
+/// Parses a resource of the message type `full_name`. A `kind` key, if there is one, must be the type's short name.
+pub(crate) fn parse<M: Message + Default>(text: &str, full_name: &str) -> Result<M, Error> {
+    let descriptor = descriptor(full_name)?;
+    // YAML is a superset of JSON.
+    let mut value: Value = serde_yaml_ng::from_str(text)
+        .map_err(|error| Error::Local(format!("the file is neither YAML nor JSON: {error}")))?;
+    let Value::Object(fields) = &mut value else {
+        return Err(Error::Local(format!(
+            "the file must hold one {}, as a mapping",
+            descriptor.name()
+        )));
+    };
+    if let Some(kind) = fields.remove("kind")
+        && kind.as_str() != Some(descriptor.name())
+    {
+        return Err(Error::Local(format!("kind: must be {}, not {kind}", descriptor.name())));
+    }
+    normalize(&mut value, &descriptor, "")?;
+    let mut track = serde_path_to_error::Track::new();
+    let tracked = serde_path_to_error::Deserializer::new(value, &mut track);
+    let dynamic = DynamicMessage::deserialize(descriptor, tracked)
+        .map_err(|error| Error::Local(format!("{}: {error}", track.path())))?;
+    dynamic
+        .transcode_to()
+        .map_err(|error| Error::Local(format!("the file does not fit: {error}")))
+}
+
+/// A message in the proto JSON mapping.
+pub(crate) fn to_json<M: Message>(message: &M, full_name: &str) -> Result<Value, Error> {
+    let dynamic = DynamicMessage::decode(descriptor(full_name)?, message.encode_to_vec().as_slice())
+        .map_err(|error| Error::Local(format!("the answer does not decode: {error}")))?;
+    dynamic
+        .serialize_with_options(serde_json::value::Serializer, &SerializeOptions::new())
+        .map_err(|error| Error::Local(format!("the answer does not print: {error}")))
+}
+
+fn descriptor(full_name: &str) -> Result<MessageDescriptor, Error> {
+    DESCRIPTOR_POOL
+        .get_message_by_name(full_name)
+        .ok_or_else(|| Error::Local(format!("{full_name} is not in the protocol")))
+}
+
+/// Checks field names against the descriptor, and writes enum values out in full.
+fn normalize(value: &mut Value, message: &MessageDescriptor, path: &str) -> Result<(), Error> {
+    // Well-known types have a JSON form of their own (a string), which is checked when it is parsed.
+    let Value::Object(fields) = value else { return Ok(()) };
+    for (key, value) in fields.iter_mut() {
+        let at = if path.is_empty() {
+            key.clone()
+        } else {
+            format!("{path}.{key}")
+        };
+        let Some(field) = message.fields().find(|f| f.name() == key || f.json_name() == key) else {
+            let known: Vec<_> = message.fields().map(|f| f.name().to_owned()).collect();
+            return Err(Error::Local(format!(
+                "{at}: no such field; there are: {}",
+                known.join(", ")
+            )));
+        };
+        let kind = if field.is_map() {
+            match field.kind() {
+                Kind::Message(entry) => entry.map_entry_value_field().kind(),
+                other => other,
+            }
+        } else {
+            field.kind()
+        };
+        match value {
+            Value::Array(items) if field.is_list() => {
+                for (index, item) in items.iter_mut().enumerate() {
+                    normalize_value(item, &kind, &format!("{at}[{index}]"))?;
+                }
+            }
+            Value::Object(entries) if field.is_map() => {
+                for (key, item) in entries.iter_mut() {
+                    normalize_value(item, &kind, &format!("{at}[{key}]"))?;
+                }
+            }
+            other => normalize_value(other, &kind, &at)?,
+        }
+    }
+    Ok(())
+}
+
+fn normalize_value(value: &mut Value, kind: &Kind, path: &str) -> Result<(), Error> {
+    match kind {
+        Kind::Message(message) => normalize(value, message, path),
+        Kind::Enum(kind) => normalize_enum(value, kind, path),
+        _ => Ok(()),
+    }
+}
+
+fn normalize_enum(value: &mut Value, kind: &EnumDescriptor, path: &str) -> Result<(), Error> {
+    let Value::String(given) = value else { return Ok(()) };
+    let wanted = given.to_ascii_uppercase();
+    let prefix = enum_prefix(kind);
+    if let Some(found) = kind
+        .values()
+        .find(|known| known.name() == wanted || known.name().strip_prefix(&prefix) == Some(&wanted))
+    {
+        *given = found.name().to_owned();
+        return Ok(());
+    }
+    let known: Vec<_> = kind
+        .values()
+        .filter(|value| value.number() != 0)
+        .map(|value| value.name().trim_start_matches(&prefix).to_owned())
+        .collect();
+    Err(Error::Local(format!(
+        "{path}: {given:?} is not one of {}",
+        known.join(", ")
+    )))
+}
+
+/// What the names of an enum's values begin with: of `…_UNSPECIFIED`, all before that word.
+fn enum_prefix(kind: &EnumDescriptor) -> String {
+    kind.default_value().name().trim_end_matches("UNSPECIFIED").to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use millrace_proto::api::v1::{DesiredState, IteratorType, Pipe, source};
+
+    use super::*;
+
+    const PIPE: &str = "millrace.api.v1.Pipe";
+
+    fn refused(text: &str) -> String {
+        match parse::<Pipe>(text, PIPE) {
+            Err(Error::Local(message)) => message,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn both_spellings_and_short_enum_values() {
+        for text in [
+            "kind: Pipe\ndesired_state: stopped\nsource:\n  kinesis:\n    stream_name: s\n    iterator_type: LATEST\nsettings: {max_insert_wait: 0.5s}\n",
+            r#"{"desiredState":"DESIRED_STATE_STOPPED","source":{"kinesis":{"streamName":"s","iteratorType":"ITERATOR_TYPE_LATEST"}},"settings":{"maxInsertWait":"0.500s"}}"#,
+        ] {
+            let pipe: Pipe = parse(text, PIPE).unwrap();
+            assert_eq!(pipe.desired_state(), DesiredState::Stopped);
+            assert_eq!(pipe.settings.unwrap().max_insert_wait.unwrap().nanos, 500_000_000);
+            let Some(source::Kind::Kinesis(kinesis)) = pipe.source.unwrap().kind else {
+                panic!()
+            };
+            assert_eq!(
+                (kinesis.stream_name.as_str(), kinesis.iterator_type()),
+                ("s", IteratorType::Latest)
+            );
+        }
+    }
+
+    #[test]
+    fn what_is_wrong_is_named_by_its_path() {
+        assert!(
+            refused("source: {kinesis: {streem: x}}")
+                .starts_with("source.kinesis.streem: no such field; there are: format,")
+        );
+        assert_eq!(
+            refused("source: {kinesis: {iterator_type: NEWEST}}"),
+            "source.kinesis.iterator_type: \"NEWEST\" is not one of TRIM_HORIZON, LATEST, AT_TIMESTAMP"
+        );
+        assert!(refused("settings: {max_insert_wait: soon}").starts_with("settings.max_insert_wait:"));
+        assert_eq!(refused("kind: Credential"), "kind: must be Pipe, not \"Credential\"");
+        assert!(refused("[1]").contains("must hold one Pipe"));
+        assert!(refused("a: [").contains("neither YAML nor JSON"));
+        assert!(refused("destination: {columns: [{name: a, type: 1}]}").starts_with("destination.columns[0].type:"));
+    }
+
+    #[test]
+    fn what_is_printed_can_be_read_back() {
+        let text = "name: projects/default/pipes/a\nannotations: {team: x}\nsettings: {max_batch_rows: 7}\n";
+        let pipe: Pipe = parse(text, PIPE).unwrap();
+        let json = to_json(&pipe, PIPE).unwrap();
+        assert_eq!(parse::<Pipe>(&json.to_string(), PIPE).unwrap(), pipe);
+    }
+}

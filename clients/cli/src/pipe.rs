@@ -1,0 +1,218 @@
+//! `millrace pipe …`.
+
+use std::path::Path;
+
+use millrace_proto::api::v1::{self as api, DesiredState, PipeState, PipeView, ShardState};
+
+use crate::{
+    args::{Connection, Pipe},
+    client,
+    exit::Error,
+    manifest,
+    output::{self, Format},
+    watch,
+};
+
+/// Full name of the message.
+pub(crate) const PIPE: &str = "millrace.api.v1.Pipe";
+const PAGE_SIZE: i32 = 500;
+
+/// Runs one command.
+pub(crate) async fn run(connection: &Connection, command: Pipe) -> Result<(), Error> {
+    match command {
+        Pipe::Create { file, dry_run } => create(connection, &file, dry_run).await,
+        Pipe::Get { pipe } => get(connection, &pipe).await,
+        Pipe::List => list(connection).await,
+        Pipe::Watch {
+            pipe,
+            interval,
+            until_records,
+        } => watch::run(connection, &pipe, interval, until_records).await,
+        Pipe::Start { pipe } => set_desired(connection, &pipe, DesiredState::Running).await,
+        Pipe::Stop { pipe } => set_desired(connection, &pipe, DesiredState::Stopped).await,
+        Pipe::Delete { pipe, allow_missing } => delete(connection, &pipe, allow_missing).await,
+    }
+}
+
+async fn create(connection: &Connection, file: &Path, validate_only: bool) -> Result<(), Error> {
+    let pipe: api::Pipe = manifest::parse(&manifest::read(file)?, PIPE)?;
+    // `name` may be an id or a full name; the API takes parent and id.
+    let name = connection.name("pipes", &pipe.name);
+    let Some((parent, pipe_id)) = name.split_once("/pipes/").filter(|(_, id)| !id.is_empty()) else {
+        return Err(Error::Local(
+            "name: give the pipe an id, such as `name: clicks`".to_owned(),
+        ));
+    };
+    let request = api::CreatePipeRequest {
+        parent: parent.to_owned(),
+        pipe_id: pipe_id.to_owned(),
+        pipe: Some(api::Pipe {
+            name: String::new(),
+            ..pipe
+        }),
+        validate_only,
+    };
+    let response = client::pipes(connection)?
+        .create_pipe(request)
+        .await
+        .map_err(client::failed(connection))?
+        .into_inner();
+    show(connection, &response.pipe.unwrap_or_default())
+}
+
+async fn get(connection: &Connection, pipe: &str) -> Result<(), Error> {
+    let request = api::GetPipeRequest {
+        name: connection.name("pipes", pipe),
+        view: PipeView::Full.into(),
+    };
+    let response = client::pipes(connection)?
+        .get_pipe(request)
+        .await
+        .map_err(client::failed(connection))?
+        .into_inner();
+    show(connection, &response.pipe.unwrap_or_default())
+}
+
+async fn list(connection: &Connection) -> Result<(), Error> {
+    let mut client = client::pipes(connection)?;
+    let mut all = Vec::new();
+    let mut page_token = String::new();
+    loop {
+        let request = api::ListPipesRequest {
+            parent: connection.parent(),
+            page_size: PAGE_SIZE,
+            page_token,
+            view: PipeView::Basic.into(),
+        };
+        let page = client
+            .list_pipes(request)
+            .await
+            .map_err(client::failed(connection))?
+            .into_inner();
+        all.extend(page.pipes);
+        page_token = page.next_page_token;
+        if page_token.is_empty() {
+            break;
+        }
+    }
+    if connection.output == Format::Table {
+        return output::table(&HEADER, all.iter().map(row).collect());
+    }
+    let values = all
+        .iter()
+        .map(|pipe| manifest::to_json(pipe, PIPE))
+        .collect::<Result<Vec<_>, _>>()?;
+    output::document(&values.into(), connection.output)
+}
+
+async fn set_desired(connection: &Connection, pipe: &str, desired: DesiredState) -> Result<(), Error> {
+    let request = api::UpdatePipeRequest {
+        pipe: Some(api::Pipe {
+            name: connection.name("pipes", pipe),
+            desired_state: desired.into(),
+            ..Default::default()
+        }),
+        update_mask: Some(prost_types::FieldMask {
+            paths: vec!["desired_state".to_owned()],
+        }),
+        validate_only: false,
+    };
+    let response = client::pipes(connection)?
+        .update_pipe(request)
+        .await
+        .map_err(client::failed(connection))?
+        .into_inner();
+    show(connection, &response.pipe.unwrap_or_default())
+}
+
+async fn delete(connection: &Connection, pipe: &str, allow_missing: bool) -> Result<(), Error> {
+    let name = connection.name("pipes", pipe);
+    let request = api::DeletePipeRequest {
+        name: name.clone(),
+        etag: String::new(),
+        allow_missing,
+    };
+    client::pipes(connection)?
+        .delete_pipe(request)
+        .await
+        .map_err(client::failed(connection))?;
+    output::line(&format!("{name} deleted"))
+}
+
+const HEADER: [&str; 8] = [
+    "NAME", "STATE", "STREAM", "TABLE", "ROWS", "REJECTED", "DELIVERY", "REASON",
+];
+
+fn row(pipe: &api::Pipe) -> Vec<String> {
+    let status = pipe.status.clone().unwrap_or_default();
+    let totals = status.totals.unwrap_or_default();
+    let stream = match pipe.source.as_ref().and_then(|source| source.kind.as_ref()) {
+        Some(api::source::Kind::Kinesis(kinesis)) if kinesis.stream_name.is_empty() => {
+            output::short(&kinesis.stream_arn)
+        }
+        Some(api::source::Kind::Kinesis(kinesis)) => kinesis.stream_name.clone(),
+        None => String::new(),
+    };
+    let table = pipe
+        .destination
+        .as_ref()
+        .map(|d| format!("{}.{}", d.database, d.table))
+        .unwrap_or_default();
+    vec![
+        output::short(&pipe.name),
+        state(&status),
+        stream,
+        table,
+        output::count(totals.rows),
+        output::count(totals.rejected_records),
+        output::short_enum(status.effective_delivery().as_str_name(), "DELIVERY_"),
+        status.reason,
+    ]
+}
+
+/// A pipe's state in one word.
+pub(crate) fn state(status: &api::PipeStatus) -> String {
+    output::short_enum(
+        PipeState::try_from(status.state).unwrap_or_default().as_str_name(),
+        "PIPE_STATE_",
+    )
+}
+
+fn show(connection: &Connection, pipe: &api::Pipe) -> Result<(), Error> {
+    if connection.output != Format::Table {
+        return output::document(&manifest::to_json(pipe, PIPE)?, connection.output);
+    }
+    output::table(&HEADER, vec![row(pipe)])?;
+    let Some(status) = &pipe.status else { return Ok(()) };
+    if !status.message.is_empty() {
+        output::line(&format!("\n{}", crate::exit::printable(&status.message)))?;
+    }
+    if status.effective_delivery != api::Delivery::ExactlyOnce as i32 && !status.effective_delivery_reason.is_empty() {
+        output::line(&format!(
+            "\ndelivery: {}",
+            crate::exit::printable(&status.effective_delivery_reason)
+        ))?;
+    }
+    if status.shards.is_empty() {
+        return Ok(());
+    }
+    output::line("")?;
+    output::table(&SHARD_HEADER, status.shards.iter().map(shard_row).collect())
+}
+
+/// Columns of a shard table.
+pub(crate) const SHARD_HEADER: [&str; 5] = ["SHARD", "STATE", "LAG", "WORKER", "CHECKPOINT"];
+
+/// One row of a shard table.
+pub(crate) fn shard_row(shard: &api::ShardStatus) -> Vec<String> {
+    vec![
+        shard.shard_id.clone(),
+        output::short_enum(
+            ShardState::try_from(shard.state).unwrap_or_default().as_str_name(),
+            "SHARD_STATE_",
+        ),
+        output::duration(shard.lag.as_ref()),
+        shard.worker_id.clone(),
+        shard.checkpoint_sequence_number.clone(),
+    ]
+}

@@ -1,0 +1,82 @@
+//! `millrace standalone`: both planes in one process, on SQLite. They still speak gRPC with each other, so nothing is
+//! different from a control plane and a worker on two machines.
+
+use std::{net::SocketAddr, path::PathBuf, sync::Arc};
+
+use clap::Args;
+use millrace_common::{crypto::Sealer, ids::WorkerId, shutdown, telemetry};
+use millrace_control_plane::{app as control_plane, config::read_key};
+use millrace_data_plane::app as worker;
+use tokio_util::sync::CancellationToken;
+
+use crate::{exit::Error, output};
+
+/// Id of the one worker: the same at every start, so that it gets its shards back at once.
+const WORKER: &str = "standalone";
+
+/// Options of `millrace standalone`.
+#[derive(Debug, Args)]
+pub(crate) struct Options {
+    /// Directory for the database and the key that seals credentials. Keep a copy of both.
+    #[arg(long, env = "MILLRACE_DATA_DIR", default_value = "millrace-data", value_name = "DIR")]
+    data_dir: PathBuf,
+    /// Address to listen on.
+    #[arg(
+        long,
+        env = "MILLRACE_LISTEN",
+        default_value = "127.0.0.1:7400",
+        value_name = "ADDRESS"
+    )]
+    listen: SocketAddr,
+    /// Bytes that may be held between Kinesis and ClickHouse.
+    #[arg(long, env = "MILLRACE_MEMORY_BYTES", default_value_t = worker::DEFAULT_MEMORY_BYTES, value_name = "BYTES")]
+    memory_bytes: u64,
+    #[command(flatten)]
+    telemetry: telemetry::Options,
+}
+
+/// Runs until SIGTERM or SIGINT: then the worker drains, and the control plane, which it needs for that, ends after it.
+pub(crate) async fn run(options: Options) -> Result<(), Error> {
+    telemetry::init(&options.telemetry).map_err(|error| Error::Local(format!("--log-level: {error}")))?;
+    let asked = shutdown::on_signal().map_err(|error| Error::Local(format!("cannot listen for signals: {error}")))?;
+    std::fs::create_dir_all(&options.data_dir).map_err(|error| {
+        Error::Local(format!(
+            "--data-dir: cannot make {}: {error}",
+            options.data_dir.display()
+        ))
+    })?;
+    let key = read_key(&options.data_dir.join("millrace.key"), true).map_err(Error::Local)?;
+    let sealer = Sealer::from_hex(&key).map_err(|error| Error::Local(format!("millrace.key: {error}")))?;
+    let database = format!("sqlite://{}", options.data_dir.join("millrace.db").display());
+    let control_plane_options = control_plane::Options {
+        listen: options.listen,
+        ..control_plane::Options::new(database, Arc::new(sealer))
+    };
+    let end_control_plane = CancellationToken::new();
+    let running = control_plane::App::start(control_plane_options, end_control_plane.clone())
+        .await
+        .map_err(|error| failed(&error))?;
+    let url = format!("http://{}", running.addr);
+    output::line(&format!("Millrace is ready at {url}"))?;
+
+    let id: WorkerId = WORKER.parse().map_err(|error| Error::Local(format!("{error}")))?;
+    let worker_options = worker::Options {
+        memory_bytes: options.memory_bytes,
+        ..worker::Options::new(url, id)
+    };
+    let worked = Box::pin(worker::run(worker_options, asked)).await;
+    end_control_plane.cancel();
+    running.stopped().await.map_err(|error| failed(&error))?;
+    worked.map_err(|error| failed(&error))
+}
+
+/// An error with its causes, on one line.
+fn failed(error: &dyn std::error::Error) -> Error {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(&format!(": {cause}"));
+        source = cause.source();
+    }
+    Error::Local(text)
+}

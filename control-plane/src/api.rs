@@ -1,0 +1,108 @@
+//! What users call: pipes and credentials over gRPC. Requests are parsed (`convert`), checked against the world
+//! (`preflight`), and stored; what users see is put together from what is stored and what runs (`view`).
+//!
+//! Invariants:
+//! - every error that leaves here carries a stable reason;
+//! - no method returns a secret;
+//! - `validate_only` writes nothing, neither here nor in ClickHouse.
+
+pub mod convert;
+mod credentials;
+mod errors;
+mod mask;
+mod page;
+mod pipes;
+mod preflight;
+mod update;
+mod view;
+mod watch;
+
+use std::sync::Arc;
+
+use millrace_common::{clock::Clock, crypto::Sealer, ids::ProjectName};
+use millrace_proto::api::v1::{
+    credential_service_server::CredentialServiceServer, pipe_service_server::PipeServiceServer,
+};
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+
+use crate::{coordinator, destination, endpoint::Policy, store::Store};
+
+/// Pipes that are checked against AWS and ClickHouse at the same time. Others wait: each check holds connections.
+const MAX_PREFLIGHTS: usize = 16;
+
+/// What the services stand on.
+#[derive(Clone)]
+pub struct Api {
+    store: Store,
+    coordinator: coordinator::Handle,
+    clickhouse: destination::Client,
+    endpoints: Arc<Policy>,
+    sealer: Arc<Sealer>,
+    clock: Clock,
+    preflights: Arc<Semaphore>,
+    watchers: watch::Watchers,
+    /// Ticks when something was stored that a watcher should see.
+    stored: watch::Stored,
+    shutdown: CancellationToken,
+}
+
+impl Api {
+    /// Services on this store. `shutdown` ends the streams of those who watch.
+    #[must_use]
+    pub fn new(
+        store: Store,
+        coordinator: coordinator::Handle,
+        clickhouse: destination::Client,
+        endpoints: Policy,
+        sealer: Arc<Sealer>,
+        clock: Clock,
+        shutdown: CancellationToken,
+    ) -> Self {
+        Self {
+            store,
+            coordinator,
+            clickhouse,
+            endpoints: Arc::new(endpoints),
+            sealer,
+            clock,
+            preflights: Arc::new(Semaphore::new(MAX_PREFLIGHTS)),
+            watchers: watch::Watchers::default(),
+            stored: watch::Stored::default(),
+            shutdown,
+        }
+    }
+
+    /// To be called after something about pipes was stored: placement and watchers look at it.
+    pub fn note_change(&self) {
+        self.stored.tick();
+        self.coordinator.nudge();
+    }
+
+    /// The pipe service.
+    #[must_use]
+    pub fn pipes(&self) -> PipeServiceServer<Api> {
+        PipeServiceServer::new(self.clone()).max_decoding_message_size(millrace_common::grpc::MAX_MESSAGE_BYTES)
+    }
+
+    /// The credential service.
+    #[must_use]
+    pub fn credentials(&self) -> CredentialServiceServer<Api> {
+        CredentialServiceServer::new(self.clone()).max_decoding_message_size(millrace_common::grpc::MAX_MESSAGE_BYTES)
+    }
+}
+
+/// A name in a request.
+fn name<T>(text: &str, field: &'static str) -> Result<T, millrace_common::error::ApiError>
+where
+    T: std::str::FromStr<Err = millrace_common::ids::Error>,
+{
+    text.parse().map_err(|error: millrace_common::ids::Error| {
+        millrace_common::error::ApiError::invalid_field(field, error.to_string())
+    })
+}
+
+/// The parent in a request.
+fn parent(text: &str) -> Result<ProjectName, millrace_common::error::ApiError> {
+    name(text, "parent")
+}

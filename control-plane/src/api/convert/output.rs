@@ -1,0 +1,193 @@
+//! What users see of what is stored. Secrets have no way through here: no stored type that reaches this module holds one.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use millrace_common::pipe::{
+    Column, Compression, Delivery, DesiredState, FieldMapping, PipeSpec, StartPosition, StreamRef, TableEngine,
+};
+use millrace_proto::api::v1 as proto;
+
+use super::partition_by;
+use crate::store::{CredentialKind, StoredCredential, Totals};
+
+/// A point in time.
+#[must_use]
+pub fn timestamp(time: Timestamp) -> prost_types::Timestamp {
+    // Before 1970 the parts of a proto timestamp have other signs than jiff's.
+    let nanos = time.as_nanosecond();
+    prost_types::Timestamp {
+        seconds: i64::try_from(nanos.div_euclid(1_000_000_000)).unwrap_or(i64::MAX),
+        nanos: i32::try_from(nanos.rem_euclid(1_000_000_000)).unwrap_or(0),
+    }
+}
+
+/// A span of time.
+#[must_use]
+pub fn duration(span: Duration) -> prost_types::Duration {
+    prost_types::Duration {
+        seconds: i64::try_from(span.as_secs()).unwrap_or(i64::MAX),
+        nanos: i32::try_from(span.subsec_nanos()).unwrap_or(0),
+    }
+}
+
+/// The fields of a pipe that make up its specification; the others are empty.
+#[must_use]
+pub fn specification(spec: &PipeSpec) -> proto::Pipe {
+    proto::Pipe {
+        display_name: spec.display_name.clone(),
+        annotations: spec.annotations.clone(),
+        source: Some(source(spec)),
+        destination: Some(destination(spec)),
+        field_mappings: spec.field_mappings.iter().map(field_mapping).collect(),
+        scaling: Some(proto::Scaling {
+            replicas: spec.replicas,
+        }),
+        settings: Some(settings(spec)),
+        ..Default::default()
+    }
+}
+
+fn source(spec: &PipeSpec) -> proto::Source {
+    let source = &spec.source;
+    let (stream_name, stream_arn) = match &source.stream {
+        StreamRef::Name(name) => (name.clone(), String::new()),
+        StreamRef::Arn(arn) => (String::new(), arn.clone()),
+    };
+    let (iterator_type, time) = match source.start {
+        StartPosition::TrimHorizon => (proto::IteratorType::TrimHorizon, None),
+        StartPosition::Latest => (proto::IteratorType::Latest, None),
+        StartPosition::AtTimestamp(time) => (proto::IteratorType::AtTimestamp, Some(timestamp(time))),
+    };
+    let kinesis = proto::KinesisSource {
+        format: proto::Format::JsonEachRow.into(),
+        stream_name,
+        stream_arn,
+        region: source.region.clone(),
+        iterator_type: iterator_type.into(),
+        timestamp: time,
+        credential: source.credential.to_string(),
+        endpoint: source.endpoint.clone().unwrap_or_default(),
+    };
+    proto::Source {
+        kind: Some(proto::source::Kind::Kinesis(kinesis)),
+    }
+}
+
+fn destination(spec: &PipeSpec) -> proto::Destination {
+    let destination = &spec.destination;
+    let definition = destination.managed.as_ref().map(|definition| proto::TableDefinition {
+        engine: Some(proto::TableEngine {
+            r#type: match definition.engine {
+                TableEngine::MergeTree => proto::TableEngineType::MergeTree.into(),
+            },
+        }),
+        sorting_key: definition.sorting_key.clone(),
+        partition_by: definition
+            .partition_by
+            .as_ref()
+            .map(partition_by::print)
+            .unwrap_or_default(),
+    });
+    proto::Destination {
+        endpoint: destination.endpoint.clone(),
+        credential: destination.credential.to_string(),
+        database: destination.database.clone(),
+        table: destination.table.clone(),
+        managed_table: definition.is_some(),
+        table_definition: definition,
+        columns: destination.columns.iter().map(column).collect(),
+        error_table: destination.error_table.clone(),
+    }
+}
+
+fn column(column: &Column) -> proto::Column {
+    proto::Column {
+        name: column.name.clone(),
+        r#type: column.data_type.clone(),
+    }
+}
+
+fn field_mapping(mapping: &FieldMapping) -> proto::FieldMapping {
+    proto::FieldMapping {
+        source_field: mapping.source_field.clone(),
+        destination_field: mapping.destination_field.clone(),
+    }
+}
+
+fn settings(spec: &PipeSpec) -> proto::Settings {
+    let settings = &spec.settings;
+    let compression = match settings.compression {
+        Compression::Lz4 => proto::Compression::Lz4,
+        Compression::None => proto::Compression::None,
+    };
+    proto::Settings {
+        max_batch_rows: settings.max_batch_rows,
+        max_batch_bytes: settings.max_batch_bytes,
+        max_insert_wait: Some(duration(settings.max_insert_wait)),
+        compression: compression.into(),
+        delivery: delivery(settings.delivery).into(),
+    }
+}
+
+/// A promise.
+#[must_use]
+pub fn delivery(delivery: Delivery) -> proto::Delivery {
+    match delivery {
+        Delivery::ExactlyOnce => proto::Delivery::ExactlyOnce,
+        Delivery::AtLeastOnce => proto::Delivery::AtLeastOnce,
+    }
+}
+
+/// A desired state.
+#[must_use]
+pub fn desired_state(desired: DesiredState) -> proto::DesiredState {
+    match desired {
+        DesiredState::Running => proto::DesiredState::Running,
+        DesiredState::Stopped => proto::DesiredState::Stopped,
+    }
+}
+
+/// Counts.
+#[must_use]
+pub fn totals(totals: Totals) -> proto::PipeTotals {
+    proto::PipeTotals {
+        rows: totals.rows,
+        rejected_records: totals.rejected_records,
+        records: totals.records,
+        bytes: totals.bytes,
+        batches: totals.batches,
+    }
+}
+
+/// A credential without its secret.
+#[must_use]
+pub fn credential(stored: &StoredCredential) -> proto::Credential {
+    use proto::credential::Kind;
+    let kind = match &stored.kind {
+        CredentialKind::AwsKeys { access_key_id } => Kind::AwsKeys(proto::AwsKeys {
+            access_key_id: access_key_id.clone(),
+            secret_access_key: String::new(),
+            session_token: String::new(),
+        }),
+        CredentialKind::AwsRole {
+            role_arn, external_id, ..
+        } => Kind::AwsRole(proto::AwsRole {
+            role_arn: role_arn.clone(),
+            external_id: external_id.clone().unwrap_or_default(),
+        }),
+        CredentialKind::AwsAmbient => Kind::AwsAmbient(proto::AwsAmbient {}),
+        CredentialKind::ClickHouseUser { username } => Kind::ClickhouseUser(proto::ClickHouseUser {
+            username: username.clone(),
+            password: String::new(),
+        }),
+    };
+    proto::Credential {
+        name: stored.name.to_string(),
+        uid: stored.uid.to_string(),
+        display_name: stored.display_name.clone(),
+        kind: Some(kind),
+        fingerprint: stored.fingerprint.clone(),
+        create_time: Some(timestamp(stored.created)),
+    }
+}

@@ -1,0 +1,136 @@
+//! The credential service. Secrets come in here and go straight to the store, which seals them.
+
+use millrace_common::{
+    error::ApiError,
+    ids::{CredentialName, CredentialUid, Label},
+};
+use millrace_proto::api::v1::{
+    CreateCredentialRequest, CreateCredentialResponse, DeleteCredentialRequest, DeleteCredentialResponse,
+    GetCredentialRequest, GetCredentialResponse, ListCredentialsRequest, ListCredentialsResponse,
+    credential_service_server::CredentialService,
+};
+use tonic::{Request, Response, Status};
+
+use super::{
+    Api,
+    convert::{self, Violations, output},
+    errors::{credential_not_found, of_store},
+    name, page, parent,
+};
+use crate::store::{NewCredential, StoredCredential};
+
+/// What page tokens of this listing belong to.
+const LISTING: &str = "credentials";
+
+#[tonic::async_trait]
+impl CredentialService for Api {
+    async fn create_credential(
+        &self,
+        request: Request<CreateCredentialRequest>,
+    ) -> Result<Response<CreateCredentialResponse>, Status> {
+        let stored = self.store_credential(request.into_inner()).await?;
+        Ok(Response::new(CreateCredentialResponse {
+            credential: Some(output::credential(&stored)),
+        }))
+    }
+
+    async fn get_credential(
+        &self,
+        request: Request<GetCredentialRequest>,
+    ) -> Result<Response<GetCredentialResponse>, Status> {
+        let name: CredentialName = name(&request.get_ref().name, "name")?;
+        let stored = self
+            .store
+            .get_credential(&name)
+            .await
+            .map_err(|error| of_store(&error))?;
+        let stored = stored.ok_or_else(|| credential_not_found(&name))?;
+        Ok(Response::new(GetCredentialResponse {
+            credential: Some(output::credential(&stored)),
+        }))
+    }
+
+    async fn list_credentials(
+        &self,
+        request: Request<ListCredentialsRequest>,
+    ) -> Result<Response<ListCredentialsResponse>, Status> {
+        let request = request.into_inner();
+        let parent = parent(&request.parent)?;
+        let page = page::parse(&self.sealer, LISTING, &parent, request.page_size, &request.page_token)?;
+        let mut credentials = self
+            .store
+            .list_credentials(&parent, page.after.as_ref(), page.size + 1)
+            .await
+            .map_err(|error| of_store(&error))?;
+        let more = credentials.len() > page.size as usize;
+        credentials.truncate(page.size as usize);
+        let next_page_token = match credentials.last() {
+            Some(last) if more => page::token(&self.sealer, LISTING, &parent, &last.name.id)?,
+            _ => String::new(),
+        };
+        let credentials = credentials.iter().map(output::credential).collect();
+        Ok(Response::new(ListCredentialsResponse {
+            credentials,
+            next_page_token,
+        }))
+    }
+
+    async fn delete_credential(
+        &self,
+        request: Request<DeleteCredentialRequest>,
+    ) -> Result<Response<DeleteCredentialResponse>, Status> {
+        let request = request.into_inner();
+        let name: CredentialName = name(&request.name, "name")?;
+        let deleted = self
+            .store
+            .delete_credential(&name)
+            .await
+            .map_err(|error| of_store(&error))?;
+        if !deleted && !request.allow_missing {
+            return Err(credential_not_found(&name).into());
+        }
+        if deleted {
+            tracing::info!(credential = %name, "credential deleted");
+        }
+        Ok(Response::new(DeleteCredentialResponse {}))
+    }
+}
+
+impl Api {
+    async fn store_credential(&self, request: CreateCredentialRequest) -> Result<StoredCredential, ApiError> {
+        let mut violations = Violations::new();
+        let project = parent(&request.parent)
+            .inspect_err(|error| violations.add("parent", error.message.trim_start_matches("parent: ")))
+            .ok();
+        let id = request
+            .credential_id
+            .parse::<Label>()
+            .inspect_err(|error| violations.add("credential_id", error.to_string()))
+            .ok();
+        let given = request.credential.unwrap_or_default();
+        let label = id.as_ref().map_or("", Label::as_str);
+        let secret = convert::credential(&given, label, &mut violations);
+        violations.finish()?;
+        let (Some(project), Some(id), Some(secret)) = (project, id, secret) else {
+            // Whatever is missing was reported above.
+            return Err(ApiError::new(
+                tonic::Code::Internal,
+                "INTERNAL",
+                "a credential got lost",
+            ));
+        };
+        let new = NewCredential {
+            name: CredentialName { project, id },
+            uid: CredentialUid::new(),
+            display_name: given.display_name,
+            secret,
+        };
+        let stored = self
+            .store
+            .create_credential(new)
+            .await
+            .map_err(|error| of_store(&error))?;
+        tracing::info!(credential = %stored.name, "credential created");
+        Ok(stored)
+    }
+}

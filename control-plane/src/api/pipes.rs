@@ -1,0 +1,250 @@
+//! The pipe service.
+
+use millrace_common::{
+    error::ApiError,
+    ids::{Label, PipeName, PipeUid, ProjectName},
+    pipe::DesiredState,
+};
+use millrace_proto::api::v1::{
+    CreatePipeRequest, CreatePipeResponse, DeletePipeRequest, DeletePipeResponse, GetPipeRequest, GetPipeResponse,
+    ListPipesRequest, ListPipesResponse, UpdatePipeRequest, UpdatePipeResponse, WatchPipeRequest,
+    pipe_service_server::PipeService,
+};
+use tonic::{Request, Response, Status};
+
+use super::{
+    Api,
+    convert::{self, Context, Violations},
+    errors::{ALREADY_EXISTS, etag_mismatch, of_store, pipe_not_found},
+    name, page, parent,
+    view::{self, View},
+    watch,
+};
+use crate::{
+    destination::Mode,
+    discovery::lineage,
+    store::{NewPipe, PipeSnapshot, ShardPhase, StoredPipe, StoredShard, Totals},
+};
+
+/// What page tokens of this listing belong to.
+const LISTING: &str = "pipes";
+
+#[tonic::async_trait]
+impl PipeService for Api {
+    async fn create_pipe(&self, request: Request<CreatePipeRequest>) -> Result<Response<CreatePipeResponse>, Status> {
+        let request = request.into_inner();
+        let snapshot = Box::pin(self.create(&request)).await?;
+        Ok(Response::new(CreatePipeResponse {
+            pipe: Some(self.show(&snapshot, View::Full)),
+        }))
+    }
+
+    async fn get_pipe(&self, request: Request<GetPipeRequest>) -> Result<Response<GetPipeResponse>, Status> {
+        let request = request.into_inner();
+        let name: PipeName = name(&request.name, "name")?;
+        let view = view::requested(request.view, View::Full)?;
+        let pipe = self.pipe(&name).await?;
+        let snapshot = self.snapshot(pipe.uid, &name).await?;
+        Ok(Response::new(GetPipeResponse {
+            pipe: Some(self.show(&snapshot, view)),
+        }))
+    }
+
+    async fn list_pipes(&self, request: Request<ListPipesRequest>) -> Result<Response<ListPipesResponse>, Status> {
+        let request = request.into_inner();
+        let parent = parent(&request.parent)?;
+        let view = view::requested(request.view, View::Basic)?;
+        let page = page::parse(&self.sealer, LISTING, &parent, request.page_size, &request.page_token)?;
+        // One more than asked for tells whether there is a next page.
+        let mut pipes = self
+            .store
+            .list_pipes(&parent, page.after.as_ref(), page.size + 1)
+            .await
+            .map_err(|error| of_store(&error))?;
+        let more = pipes.len() > page.size as usize;
+        pipes.truncate(page.size as usize);
+        let next_page_token = match pipes.last() {
+            Some(last) if more => page::token(&self.sealer, LISTING, &parent, &last.name.id)?,
+            _ => String::new(),
+        };
+        let mut shown = Vec::with_capacity(pipes.len());
+        for pipe in pipes {
+            // A pipe that is deleted meanwhile is left out.
+            if let Some(snapshot) = self.store.snapshot(pipe.uid).await.map_err(|error| of_store(&error))? {
+                shown.push(self.show(&snapshot, view));
+            }
+        }
+        Ok(Response::new(ListPipesResponse {
+            pipes: shown,
+            next_page_token,
+        }))
+    }
+
+    async fn update_pipe(&self, request: Request<UpdatePipeRequest>) -> Result<Response<UpdatePipeResponse>, Status> {
+        let snapshot = Box::pin(self.update(request.get_ref())).await?;
+        Ok(Response::new(UpdatePipeResponse {
+            pipe: Some(self.show(&snapshot, View::Full)),
+        }))
+    }
+
+    async fn delete_pipe(&self, request: Request<DeletePipeRequest>) -> Result<Response<DeletePipeResponse>, Status> {
+        let request = request.into_inner();
+        let name: PipeName = name(&request.name, "name")?;
+        let etag = Some(request.etag.as_str()).filter(|etag| !etag.is_empty());
+        let deleted = match self.store.delete_pipe(&name, etag).await {
+            Ok(deleted) => deleted,
+            Err(crate::store::Error::EtagMismatch { .. }) => return Err(etag_mismatch().into()),
+            Err(error) => return Err(of_store(&error).into()),
+        };
+        if !deleted && !request.allow_missing {
+            return Err(pipe_not_found(&name).into());
+        }
+        if deleted {
+            tracing::info!(pipe = %name, "pipe deleted");
+            self.note_change();
+        }
+        Ok(Response::new(DeletePipeResponse {}))
+    }
+
+    type WatchPipeStream = watch::Updates;
+
+    async fn watch_pipe(&self, request: Request<WatchPipeRequest>) -> Result<Response<Self::WatchPipeStream>, Status> {
+        let client = request.remote_addr().map(|address| address.ip());
+        let request = request.into_inner();
+        let name: PipeName = name(&request.name, "name")?;
+        let interval = watch::interval(request.interval)?;
+        let permit = self.watchers.admit(client)?;
+        let pipe = self.pipe(&name).await?;
+        Ok(Response::new(watch::updates(
+            self.clone(),
+            name,
+            pipe.uid,
+            interval,
+            permit,
+        )))
+    }
+}
+
+impl Api {
+    /// What requests about pipes of a project are judged by.
+    pub(super) fn context<'a>(&'a self, project: &'a ProjectName) -> Context<'a> {
+        Context {
+            project,
+            endpoints: &self.endpoints,
+            now: self.clock.now(),
+        }
+    }
+
+    /// The stored pipe.
+    pub(super) async fn pipe(&self, name: &PipeName) -> Result<StoredPipe, ApiError> {
+        let pipe = self.store.get_pipe(name).await.map_err(|error| of_store(&error))?;
+        pipe.ok_or_else(|| pipe_not_found(name))
+    }
+
+    /// The stored pipe with its shards.
+    pub(super) async fn snapshot(&self, uid: PipeUid, name: &PipeName) -> Result<PipeSnapshot, ApiError> {
+        let snapshot = self.store.snapshot(uid).await.map_err(|error| of_store(&error))?;
+        snapshot.ok_or_else(|| pipe_not_found(name))
+    }
+
+    async fn create(&self, request: &CreatePipeRequest) -> Result<PipeSnapshot, ApiError> {
+        let mut violations = Violations::new();
+        let project = parent(&request.parent)
+            .inspect_err(|error| violations.add("parent", error.message.trim_start_matches("parent: ")))
+            .ok();
+        let id = request
+            .pipe_id
+            .parse::<Label>()
+            .inspect_err(|error| violations.add("pipe_id", error.to_string()))
+            .ok();
+        let given = request.pipe.clone().unwrap_or_default();
+        let desired = convert::desired_state(given.desired_state, DesiredState::Running, &mut violations);
+        // Without a project nothing can be said of names in it.
+        let spec = project
+            .as_ref()
+            .and_then(|project| convert::spec(&given, self.context(project), &mut violations));
+        violations.finish()?;
+        let (Some(project), Some(id), Some(spec)) = (project, id, spec) else {
+            // Whatever is missing was reported above.
+            return Err(ApiError::new(
+                tonic::Code::Internal,
+                "INTERNAL",
+                "a specification got lost",
+            ));
+        };
+        let name = PipeName { project, id };
+        // Before anything is made for it.
+        if self
+            .store
+            .get_pipe(&name)
+            .await
+            .map_err(|error| of_store(&error))?
+            .is_some()
+        {
+            let message = format!("{name} exists already");
+            return Err(ApiError::new(tonic::Code::AlreadyExists, ALREADY_EXISTS, message)
+                .with_metadata("name", name.to_string()));
+        }
+        let mode = if request.validate_only {
+            Mode::Check
+        } else {
+            Mode::Create
+        };
+        let found = Box::pin(self.preflight(&spec, mode)).await?;
+        // After the listing: whatever is put into a shard before it was closed comes before this moment.
+        let now = self.clock.now();
+        let new = NewPipe {
+            name,
+            uid: PipeUid::new(),
+            shards: lineage::first(spec.source.start, &found.stream.shards, now),
+            spec,
+            resolved: found.resolved,
+            desired,
+            effective: Some(found.effective),
+        };
+        if request.validate_only {
+            return Ok(planned(new, now));
+        }
+        let stored = self.store.create_pipe(new).await.map_err(|error| of_store(&error))?;
+        tracing::info!(pipe = %stored.name, uid = %stored.uid, "pipe created");
+        self.note_change();
+        self.snapshot(stored.uid, &stored.name).await
+    }
+}
+
+/// The pipe as it would be.
+fn planned(new: NewPipe, now: jiff::Timestamp) -> PipeSnapshot {
+    let shards = new.shards.into_iter().map(|shard| StoredShard {
+        state: if shard.parents.is_empty() {
+            ShardPhase::Open
+        } else {
+            ShardPhase::Waiting
+        },
+        id: shard.id,
+        parents: shard.parents,
+        epoch: millrace_common::ids::Epoch(0),
+        owner: None,
+        checkpoint: shard.start.clone(),
+        frontier: shard.start,
+        open_batches: 0,
+        committed_batches: 0,
+    });
+    PipeSnapshot {
+        shards: shards.collect(),
+        open_batches: Vec::new(),
+        pipe: StoredPipe {
+            uid: new.uid,
+            name: new.name,
+            spec: new.spec,
+            revision: new.resolved.revision,
+            resolved: new.resolved,
+            desired: new.desired,
+            etag: String::new(),
+            fault: None,
+            effective: new.effective,
+            totals: Totals::default(),
+            created: now,
+            updated: now,
+        },
+    }
+}

@@ -1,0 +1,250 @@
+//! The control plane as one value: opens the database, starts coordinator, discovery and the gRPC server, and ends them
+//! in order. The binary, `millrace standalone` and the tests all start it here.
+//!
+//! Invariant: after `shutdown` is cancelled everything ends within the drain deadline, whatever clients do.
+
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+
+use millrace_common::{clock::Clock, crypto::Sealer, grpc, shutdown};
+use tokio::{net::TcpListener, task::JoinHandle};
+use tokio_stream::wrappers::TcpListenerStream;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    api::Api,
+    coordinator::{self, Coordinator},
+    destination, discovery,
+    endpoint::Policy,
+    store::{self, Store},
+};
+
+/// How to run a control plane.
+#[derive(Clone)]
+pub struct Options {
+    /// Address to listen on; port 0 takes a free one.
+    pub listen: SocketAddr,
+    /// Database.
+    pub database: store::Options,
+    /// The key of stored secrets.
+    pub sealer: Arc<Sealer>,
+    /// Leases and placement.
+    pub coordinator: coordinator::Options,
+    /// Looking at streams.
+    pub discovery: discovery::Options,
+    /// Looking at tables.
+    pub destination: destination::Options,
+    /// Which endpoints pipes may name.
+    pub endpoints: Policy,
+    /// Wall clock.
+    pub clock: Clock,
+    /// How long ending may take.
+    pub drain: Duration,
+}
+
+impl Options {
+    /// Usual settings on this database, at a free port of the loopback interface.
+    pub fn new(database: impl Into<String>, sealer: Arc<Sealer>) -> Self {
+        Self {
+            listen: SocketAddr::from(([127, 0, 0, 1], 0)),
+            database: store::Options::new(database),
+            sealer,
+            coordinator: coordinator::Options::default(),
+            discovery: discovery::Options::default(),
+            destination: destination::Options::default(),
+            endpoints: Policy::default(),
+            clock: Clock::System,
+            drain: shutdown::DRAIN_DEADLINE,
+        }
+    }
+}
+
+/// Why a control plane did not start or did not run on.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The address cannot be listened on.
+    #[error("cannot listen on {address}")]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// Why.
+        source: io::Error,
+    },
+    /// The database cannot be used.
+    #[error("cannot open the database")]
+    Store(#[from] store::Error),
+    /// The server ended by itself.
+    #[error("the gRPC server failed")]
+    Server(#[source] tonic::transport::Error),
+    /// The reflection service does not take our own descriptors.
+    #[error("the embedded protocol descriptors are not valid")]
+    Descriptors(#[source] tonic_reflection::server::Error),
+    /// A task panicked.
+    #[error("a part of the control plane panicked")]
+    Panic(#[source] tokio::task::JoinError),
+}
+
+/// The control plane.
+pub struct App;
+
+/// A control plane that runs.
+pub struct Running {
+    /// The address that it listens on.
+    pub addr: SocketAddr,
+    /// Its database.
+    pub store: Store,
+    /// Its coordinator.
+    pub coordinator: coordinator::Handle,
+    task: JoinHandle<Result<(), Error>>,
+}
+
+impl Running {
+    /// Waits until it has ended: after `shutdown` was cancelled, or because the server failed.
+    ///
+    /// # Errors
+    /// If it did not end in order.
+    pub async fn stopped(self) -> Result<(), Error> {
+        self.task.await.map_err(Error::Panic)?
+    }
+}
+
+impl App {
+    /// Starts a control plane; it answers when this returns.
+    ///
+    /// # Errors
+    /// If the database cannot be opened or the address not listened on.
+    pub async fn start(options: Options, shutdown: CancellationToken) -> Result<Running, Error> {
+        let listener = TcpListener::bind(options.listen)
+            .await
+            .map_err(|source| Error::Listen {
+                address: options.listen,
+                source,
+            })?;
+        let addr = listener.local_addr().map_err(|source| Error::Listen {
+            address: options.listen,
+            source,
+        })?;
+        let store = Store::open(&options.database, options.sealer.clone(), options.clock.clone()).await?;
+        let (coordinator, handle) = Coordinator::new(store.clone(), options.clock.clone(), options.coordinator.clone());
+        let parts = Parts {
+            listener,
+            store: store.clone(),
+            coordinator,
+            handle: handle.clone(),
+            options,
+            shutdown,
+        };
+        let task = tokio::spawn(Box::pin(parts.run()));
+        tracing::info!(%addr, "the control plane listens");
+        if !addr.ip().is_loopback() {
+            tracing::warn!(%addr, "listening beyond this machine without TLS: credentials travel in the clear");
+        }
+        Ok(Running {
+            addr,
+            store,
+            coordinator: handle,
+            task,
+        })
+    }
+}
+
+struct Parts {
+    listener: TcpListener,
+    store: Store,
+    coordinator: Coordinator,
+    handle: coordinator::Handle,
+    options: Options,
+    shutdown: CancellationToken,
+}
+
+impl Parts {
+    async fn run(self) -> Result<(), Error> {
+        let Parts {
+            listener,
+            store,
+            coordinator,
+            handle,
+            options,
+            shutdown,
+        } = self;
+        // The server goes first, so that workers can commit for as long as they are connected.
+        let background = CancellationToken::new();
+        let workers = coordinator.service();
+        let coordinating = tokio::spawn(Box::pin(coordinator.run(background.clone())));
+        let (closing, clickhouse) = (handle.clone(), destination::Client::new());
+        let api = Api::new(
+            store.clone(),
+            handle,
+            clickhouse.clone(),
+            options.endpoints.clone(),
+            options.sealer.clone(),
+            options.clock.clone(),
+            shutdown.clone(),
+        );
+        let (discovered, looked) = (api.clone(), api.clone());
+        let streams = discovery::Service::new(store.clone(), options.discovery.clone(), move || {
+            discovered.note_change();
+        });
+        let tables = destination::Service::new(store.clone(), clickhouse, options.destination.clone(), move || {
+            looked.note_change();
+        });
+        let streams = tokio::spawn(Box::pin(streams.run(background.clone())));
+        let tables = tokio::spawn(Box::pin(tables.run(background.clone())));
+        let (health, health_service) = tonic_health::server::health_reporter();
+        let pipes = api.pipes();
+        let credentials = api.credentials();
+        set_serving(&health, &pipes, &credentials, &workers).await;
+        let reflection = tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(millrace_proto::FILE_DESCRIPTOR_SET)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+            .build_v1()
+            .map_err(Error::Descriptors)?;
+        let stop = shutdown.clone();
+        let serving = grpc::server()
+            .add_service(health_service)
+            .add_service(reflection)
+            .add_service(pipes)
+            .add_service(credentials)
+            .add_service(workers)
+            .serve_with_incoming_shutdown(TcpListenerStream::new(listener), async move {
+                stop.cancelled().await;
+                // Streams that never end by themselves would keep the server from ending.
+                closing.close_sessions();
+            });
+        // Idle clients may keep a graceful shutdown waiting for ever.
+        let served = match shutdown::within(&shutdown, options.drain, serving).await {
+            Some(served) => served.map_err(Error::Server),
+            None => {
+                tracing::warn!(
+                    seconds = options.drain.as_secs(),
+                    "clients are still connected: closing on them"
+                );
+                Ok(())
+            }
+        };
+        background.cancel();
+        let finished = tokio::time::timeout(options.drain, async { tokio::join!(coordinating, streams, tables) }).await;
+        match finished {
+            Ok((coordinated, streams, tables)) => {
+                coordinated.map_err(Error::Panic)?;
+                streams.map_err(Error::Panic)?;
+                tables.map_err(Error::Panic)?;
+            }
+            Err(_) => tracing::warn!("background work did not end in time: leaving it"),
+        }
+        store.close().await;
+        tracing::info!("the control plane has ended");
+        served
+    }
+}
+
+/// Health of each service that users and workers call, and of the whole.
+async fn set_serving<P, C, W>(health: &tonic_health::server::HealthReporter, _pipes: &P, _credentials: &C, _workers: &W)
+where
+    P: tonic::server::NamedService,
+    C: tonic::server::NamedService,
+    W: tonic::server::NamedService,
+{
+    health.set_serving::<P>().await;
+    health.set_serving::<C>().await;
+    health.set_serving::<W>().await;
+}

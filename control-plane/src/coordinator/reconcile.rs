@@ -1,0 +1,388 @@
+//! One round: read what is new, observe, plan, do, and read again what was changed by that, until there is nothing to do.
+
+use std::{collections::BTreeMap, future::Future, sync::Arc, time::Duration};
+
+use millrace_common::ids::{Epoch, PipeUid, ShardId, WorkerId, WorkerInstance};
+use tokio::time::{Instant, timeout};
+
+use super::{
+    Nudges, Options, Shared,
+    pipe::PipeState,
+    sets::{self, Offered},
+    spec,
+    world::{Finished, World},
+};
+use crate::{
+    scheduler::plan::{Action, Snapshot, plan},
+    sessions::WorkerSeen,
+    store::{Error, PipeSnapshot, Store},
+};
+
+/// Passes of one round. Each does all it can see; three are enough for a takeover. What is left comes with the next round.
+const MAX_PASSES: usize = 8;
+/// A store that does not answer for this long is as good as down. Reports are noted meanwhile, so no lease suffers.
+const STORE_DEADLINE: Duration = Duration::from_secs(5);
+
+/// The reconciler with all it knows.
+pub(super) struct Reconciler {
+    store: Store,
+    options: Options,
+    shared: Arc<Shared>,
+    world: World,
+    offered: Offered,
+    balance: Balance,
+    refreshed: Option<Instant>,
+    observed: Option<Instant>,
+    /// The store does not answer; logged when it changes.
+    down: bool,
+    /// The store did not answer in this round: it is left alone until the next one.
+    failed: bool,
+}
+
+/// When shards were last moved for balance, and for which workers and pipes.
+#[derive(Default)]
+struct Balance {
+    of: Option<Topology>,
+    at: Option<Instant>,
+}
+
+/// What balance depends on, other than rates.
+#[derive(PartialEq, Eq)]
+struct Topology {
+    workers: BTreeMap<WorkerInstance, u32>,
+    pipes: BTreeMap<PipeUid, (u32, usize)>,
+}
+
+impl Reconciler {
+    pub(super) fn new(store: Store, options: Options, shared: Arc<Shared>) -> Self {
+        Self {
+            store,
+            options,
+            shared,
+            world: World::default(),
+            offered: Offered::new(),
+            balance: Balance::default(),
+            refreshed: None,
+            observed: None,
+            down: false,
+            failed: false,
+        }
+    }
+
+    /// Forgets everything that can be read or observed again.
+    pub(super) fn start_over(&mut self) {
+        *self = Self::new(self.store.clone(), self.options.clone(), self.shared.clone());
+    }
+
+    /// One round. Says when the next one is due at the latest, if something ends before the period does.
+    pub(super) async fn round(&mut self) -> Option<Instant> {
+        self.note_nudges();
+        self.failed = false;
+        for _ in 0..MAX_PASSES {
+            self.read().await;
+            if !self.world.loaded {
+                return None;
+            }
+            let now = Instant::now();
+            let seen = by_worker(self.shared.registry.snapshot());
+            let since_last = self
+                .observed
+                .replace(now)
+                .map_or(Duration::ZERO, |at| now.duration_since(at));
+            let finished = self.world.observe(&seen, now, since_last, &self.options);
+            let mut changed = self.finish(finished).await;
+            let picture = self.picture(&seen, now);
+            changed |= self.execute(plan(&picture), now).await;
+            if picture.rebalance && self.world.is_settled() {
+                self.balance = Balance {
+                    of: Some(topology(&picture)),
+                    at: Some(now),
+                };
+            }
+            if !changed || self.failed {
+                break;
+            }
+        }
+        self.publish();
+        self.world.next_deadline(Instant::now(), &self.options)
+    }
+
+    fn note_nudges(&mut self) {
+        let Nudges { all, pipes } = std::mem::take(&mut *self.shared.nudges.lock());
+        let due = self.refreshed.is_none_or(|at| at.elapsed() >= self.options.refresh);
+        if all || due {
+            self.refreshed = None;
+        }
+        for uid in pipes {
+            match self.world.pipes.get_mut(&uid) {
+                Some(pipe) => pipe.stale = true,
+                // A new one.
+                None => self.refreshed = None,
+            }
+        }
+    }
+
+    /// Reads what is stale. After a failure the rest stays as it was, and stale.
+    async fn read(&mut self) {
+        let now = Instant::now();
+        if self.refreshed.is_none() {
+            if let Some(all) = self.ask(self.store.clone().snapshot_all()).await {
+                self.merge_all(all, now);
+            }
+        } else {
+            let stale = |(uid, pipe): (&PipeUid, &PipeState)| pipe.stale.then_some(*uid);
+            let stale: Vec<PipeUid> = self.world.pipes.iter().filter_map(stale).collect();
+            for uid in stale {
+                match self.ask(self.store.clone().snapshot(uid)).await {
+                    Some(Some(snapshot)) => self.world.merge(snapshot, now, self.options.lease_ttl),
+                    Some(None) => drop(self.world.pipes.remove(&uid)),
+                    None if self.failed => return,
+                    None => {}
+                }
+            }
+        }
+        self.read_specs().await;
+    }
+
+    fn merge_all(&mut self, all: Vec<PipeSnapshot>, now: Instant) {
+        let uids: std::collections::BTreeSet<PipeUid> = all.iter().map(|snapshot| snapshot.pipe.uid).collect();
+        self.world.pipes.retain(|uid, _| uids.contains(uid));
+        for snapshot in all {
+            self.world.merge(snapshot, now, self.options.lease_ttl);
+        }
+        self.world.loaded = true;
+        self.refreshed = Some(now);
+    }
+
+    /// Reads specifications that are missing or not of the current revision.
+    async fn read_specs(&mut self) {
+        for (uid, pipe) in &mut self.world.pipes {
+            if pipe
+                .spec
+                .as_ref()
+                .is_none_or(|spec| spec.revision != pipe.pipe.revision.0)
+            {
+                match bounded(spec::current(&self.store, &pipe.pipe)).await {
+                    Ok(spec) => {
+                        pipe.spec = Some(spec);
+                        pipe.replay_specs.clear();
+                        pipe.problem = None;
+                    }
+                    Err(spec::Problem::Store(_) | spec::Problem::Slow) => self.failed = true,
+                    Err(problem) => pipe.note_problem(*uid, &problem),
+                }
+            }
+            let wanted = pipe.replay_revisions();
+            pipe.replay_specs.retain(|revision, _| wanted.contains(revision));
+            for revision in wanted {
+                if self.failed || pipe.replay_specs.contains_key(&revision) {
+                    continue;
+                }
+                match bounded(spec::older(&self.store, &pipe.pipe, revision)).await {
+                    Ok(spec) => drop(pipe.replay_specs.insert(revision, spec)),
+                    Err(spec::Problem::Store(_) | spec::Problem::Slow) => self.failed = true,
+                    Err(problem) => pipe.note_problem(*uid, &problem),
+                }
+            }
+            if self.failed {
+                return;
+            }
+        }
+    }
+
+    /// Whether shards may be moved for balance: when workers or pipes are others than last time, or that is long ago.
+    fn picture(&self, seen: &BTreeMap<WorkerId, WorkerSeen>, now: Instant) -> Snapshot {
+        let mut picture = self.world.picture(seen, now, &self.options, false);
+        let long_ago = self
+            .balance
+            .at
+            .is_none_or(|at| now.duration_since(at) >= self.options.rebalance_interval);
+        picture.rebalance = long_ago || self.balance.of.as_ref() != Some(&topology(&picture));
+        picture
+    }
+
+    /// Marks shards as finished and stores their children. Whether anything was done.
+    async fn finish(&mut self, finished: Vec<Finished>) -> bool {
+        let mut changed = false;
+        for Finished {
+            pipe,
+            shard,
+            epoch,
+            children,
+        } in finished
+        {
+            let done = self
+                .ask_or_refuse(self.store.clone().finish_shard(pipe, &shard, epoch, &children))
+                .await;
+            // Refused: someone else has the shard, or the worker is wrong about it.
+            self.set_stale(pipe);
+            let Some(opened) = done else { continue };
+            tracing::info!(%pipe, %shard, children = children.len(), opened = opened.len(), "shard finished");
+            changed = true;
+        }
+        changed
+    }
+
+    /// Does what was planned. Whether anything was done.
+    async fn execute(&mut self, actions: Vec<Action>, now: Instant) -> bool {
+        let mut changed = false;
+        for action in actions {
+            changed |= match action {
+                Action::Expire { pipe, shards } => self.expire(pipe, &shards, now).await,
+                Action::Revoke { pipe, shard, target } => self.revoke(pipe, &shard, target, now),
+                Action::Grant { pipe, to, shards } => self.grant(pipe, &to, &shards, now).await,
+            };
+        }
+        changed
+    }
+
+    async fn expire(&mut self, uid: PipeUid, shards: &[(ShardId, Epoch)], now: Instant) -> bool {
+        if self
+            .ask_or_refuse(self.store.clone().release(uid, shards))
+            .await
+            .is_none()
+        {
+            return false;
+        }
+        let Some(pipe) = self.world.pipes.get_mut(&uid) else {
+            return false;
+        };
+        for (id, epoch) in shards {
+            if let Some((lease, ended)) = pipe.shards.get(id).and_then(|s| s.lease.as_ref().zip(s.ended)) {
+                tracing::info!(pipe = %uid, shard = %id, holder = %lease.holder, epoch = epoch.0, ?ended, "lease ended");
+            }
+            pipe.released(id, *epoch, now);
+        }
+        true
+    }
+
+    fn revoke(&mut self, uid: PipeUid, id: &ShardId, target: Option<WorkerId>, now: Instant) -> bool {
+        let Some(shard) = self.world.pipes.get_mut(&uid).and_then(|pipe| pipe.shards.get_mut(id)) else {
+            return false;
+        };
+        let Some(lease) = &mut shard.lease else { return false };
+        tracing::info!(pipe = %uid, shard = %id, holder = %lease.holder, target = target.as_ref().map(WorkerId::as_str), "asking for release");
+        lease.ask_back(now);
+        if target.is_some() {
+            shard.home = target;
+        }
+        true
+    }
+
+    async fn grant(&mut self, uid: PipeUid, to: &WorkerInstance, shards: &[(ShardId, Epoch)], now: Instant) -> bool {
+        let granted = self.ask_or_refuse(self.store.clone().grant(uid, shards, to)).await;
+        let ttl = self.options.lease_ttl;
+        let Some(pipe) = self.world.pipes.get_mut(&uid) else {
+            return false;
+        };
+        // Someone else may have been faster, or the answer may have been lost: then the store knows.
+        pipe.stale = true;
+        let Some(granted) = granted else { return false };
+        tracing::info!(pipe = %uid, worker = %to, shards = granted.len(), "granted");
+        for (id, epoch) in granted {
+            pipe.granted(&id, to, epoch, now, ttl);
+        }
+        true
+    }
+
+    /// Offers sets, publishes what can be observed, and forgets workers that are gone.
+    fn publish(&mut self) {
+        let seen = self.shared.registry.snapshot();
+        if !self.failed {
+            sets::offer(&mut self.world, &seen, &mut self.offered, &self.shared.registry);
+        }
+        let view = self.world.view(&seen);
+        if **self.shared.published.read() != view {
+            *self.shared.published.write() = Arc::new(view);
+            self.shared.changed.send_modify(|version| *version += 1);
+        }
+        for worker in seen.iter().filter(|worker| !worker.connected) {
+            let over = worker.departed || worker.received.elapsed() >= self.options.lease_ttl;
+            if over && !self.world.leases().any(|lease| lease.holder == worker.instance) {
+                tracing::info!(worker = %worker.instance, departed = worker.departed, "worker gone");
+                self.shared.registry.forget(&worker.instance);
+            }
+        }
+    }
+
+    fn set_stale(&mut self, uid: PipeUid) {
+        if let Some(pipe) = self.world.pipes.get_mut(&uid) {
+            pipe.stale = true;
+        }
+    }
+
+    /// Asks the store. A refusal is an answer, after which the pipe is read again.
+    async fn ask_or_refuse<T>(&mut self, question: impl Future<Output = Result<T, Error>>) -> Option<T> {
+        if self.failed {
+            return None;
+        }
+        self.ask(question).await
+    }
+
+    /// Asks the store; `None` if it did not do it. Notes whether it answers at all.
+    async fn ask<T>(&mut self, question: impl Future<Output = Result<T, Error>>) -> Option<T> {
+        let answer = timeout(STORE_DEADLINE, question).await;
+        let down = match &answer {
+            Err(_) => Some("no answer in time".to_owned()),
+            Ok(Err(Error::Unavailable(error))) => Some(error.to_string()),
+            Ok(_) => None,
+        };
+        match &down {
+            Some(error) if !self.down => {
+                tracing::warn!(
+                    error,
+                    "the store does not answer: everything stays as it is until it does"
+                );
+            }
+            None if self.down => tracing::info!("the store answers again"),
+            _ => {}
+        }
+        self.down = down.is_some();
+        self.failed |= self.down;
+        match answer {
+            Ok(Ok(answer)) => Some(answer),
+            Ok(Err(Error::Refused { reason })) => {
+                tracing::info!(reason = reason.code(), "the store refused: {reason}");
+                None
+            }
+            Ok(Err(Error::PipeNotFound { uid })) => {
+                self.world.pipes.remove(&uid);
+                None
+            }
+            Ok(Err(error)) => {
+                if down.is_none() {
+                    tracing::error!(error = &error as &dyn std::error::Error, "the store failed");
+                }
+                None
+            }
+            Err(_) => None,
+        }
+    }
+}
+
+async fn bounded<T>(question: impl Future<Output = Result<T, spec::Problem>>) -> Result<T, spec::Problem> {
+    timeout(STORE_DEADLINE, question)
+        .await
+        .unwrap_or(Err(spec::Problem::Slow))
+}
+
+fn by_worker(seen: Vec<WorkerSeen>) -> BTreeMap<WorkerId, WorkerSeen> {
+    seen.into_iter()
+        .map(|worker| (worker.instance.worker.clone(), worker))
+        .collect()
+}
+
+fn topology(picture: &Snapshot) -> Topology {
+    use crate::scheduler::placement::Mode;
+    let active = picture.workers.values().filter(|worker| worker.mode == Mode::Active);
+    let runnable = picture.pipes.iter().filter(|(_, pipe)| pipe.runnable);
+    let shards = |pipe: &crate::scheduler::plan::PipeView| pipe.shards.values().filter(|shard| shard.readable).count();
+    Topology {
+        workers: active
+            .map(|worker| (worker.instance.clone(), worker.capacity))
+            .collect(),
+        pipes: runnable
+            .map(|(uid, pipe)| (*uid, (pipe.replicas, shards(pipe))))
+            .collect(),
+    }
+}

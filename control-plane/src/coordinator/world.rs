@@ -1,0 +1,218 @@
+//! What the coordinator knows: pipes as last read from the store, with their leases, and what was observed of them. No I/O
+//! here.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use millrace_common::ids::{Epoch, PipeUid, ShardId, WorkerId};
+use tokio::time::Instant;
+
+use super::{Options, pipe::PipeState, status};
+use crate::{
+    scheduler::{
+        lease::{Ended, Lease, Sighting, Stage},
+        placement::Mode,
+        plan::{Snapshot, WorkerView},
+    },
+    sessions::WorkerSeen,
+    store::{NewShard, PipeSnapshot},
+};
+
+/// Time over which measured rates are averaged: placement is not to follow every burst.
+const RATE_WINDOW: Duration = Duration::from_secs(60);
+/// All pipes.
+#[derive(Default)]
+pub(super) struct World {
+    /// The store has been read at least once.
+    pub(super) loaded: bool,
+    pub(super) pipes: BTreeMap<PipeUid, PipeState>,
+}
+
+/// A shard that its holder has read to its end.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Finished {
+    pub(super) pipe: PipeUid,
+    pub(super) shard: ShardId,
+    pub(super) epoch: Epoch,
+    pub(super) children: Vec<NewShard>,
+}
+
+impl World {
+    /// Takes in a pipe as the store has it.
+    pub(super) fn merge(&mut self, snapshot: PipeSnapshot, now: Instant, ttl: Duration) {
+        let uid = snapshot.pipe.uid;
+        let mut state = self
+            .pipes
+            .remove(&uid)
+            .unwrap_or_else(|| PipeState::new(snapshot.pipe.clone()));
+        state.merge(snapshot, now, ttl);
+        self.pipes.insert(uid, state);
+    }
+
+    /// Takes in reports and the time. Gives shards that were read to their end.
+    pub(super) fn observe(
+        &mut self,
+        seen: &BTreeMap<WorkerId, WorkerSeen>,
+        now: Instant,
+        since_last: Duration,
+        options: &Options,
+    ) -> Vec<Finished> {
+        let mut finished = Vec::new();
+        let share = 1.0 - (-since_last.as_secs_f64() / RATE_WINDOW.as_secs_f64()).exp();
+        for (uid, pipe) in &mut self.pipes {
+            for (id, shard) in &mut pipe.shards {
+                let Some(lease) = &mut shard.lease else { continue };
+                let worker = seen.get(&lease.holder.worker);
+                shard.ended = judge(lease, worker, *uid, id, options.lease_ttl)
+                    .or_else(|| lease.tick(now, options.release_deadline));
+                let held = lease.stage == Stage::Held;
+                if let (true, Some(content)) = (held, &mut shard.content) {
+                    content.batches.clear();
+                }
+                let report = worker
+                    .filter(|w| w.instance == lease.holder)
+                    .and_then(|w| w.report.shard(*uid, id));
+                let Some(report) = report.filter(|report| report.epoch == lease.epoch) else {
+                    continue;
+                };
+                shard.rate += (report.bytes_per_second - shard.rate) * share;
+                if report.finished && shard.ended.is_none() {
+                    let children = pipe.lineage.children(id, &report.children);
+                    finished.push(Finished {
+                        pipe: *uid,
+                        shard: id.clone(),
+                        epoch: lease.epoch,
+                        children,
+                    });
+                }
+            }
+        }
+        finished
+    }
+
+    /// The picture to plan from.
+    pub(super) fn picture(
+        &self,
+        seen: &BTreeMap<WorkerId, WorkerSeen>,
+        now: Instant,
+        options: &Options,
+        rebalance: bool,
+    ) -> Snapshot {
+        let silent_after = (options.lease_ttl / 2)
+            .max(2 * options.heartbeat_interval)
+            .min(options.lease_ttl);
+        let mut workers: BTreeMap<WorkerId, WorkerView> = BTreeMap::new();
+        for worker in seen.values().filter(|worker| !worker.departed) {
+            let mode = match worker {
+                w if w.leaving => Mode::Leaving,
+                w if w.connected && w.received + silent_after > now => Mode::Active,
+                _ => Mode::Silent,
+            };
+            let (instance, capacity) = (worker.instance.clone(), worker.capacity.cores);
+            workers.insert(
+                instance.worker.clone(),
+                WorkerView {
+                    instance,
+                    mode,
+                    capacity,
+                },
+            );
+        }
+        // Who holds a lease from before this control plane, and has not come back yet.
+        for lease in self
+            .pipes
+            .values()
+            .flat_map(|pipe| pipe.shards.values())
+            .filter_map(|s| s.lease.as_ref())
+        {
+            let silent = || WorkerView {
+                instance: lease.holder.clone(),
+                mode: Mode::Silent,
+                capacity: 1,
+            };
+            workers.entry(lease.holder.worker.clone()).or_insert_with(silent);
+        }
+        let troubled = |uid: &PipeUid| {
+            seen.values()
+                .any(|w| w.report.lanes.get(uid).is_some_and(|l| l.fault.is_some()))
+        };
+        let pipes = self
+            .pipes
+            .iter()
+            .map(|(uid, pipe)| (*uid, pipe.picture(now, !troubled(uid))))
+            .collect();
+        Snapshot {
+            workers,
+            pipes,
+            rebalance,
+        }
+    }
+
+    /// Whether every lease has been taken up and none is asked back: the workers' loads are what they seem.
+    pub(super) fn is_settled(&self) -> bool {
+        let settled = |lease: &Lease| lease.releasing.is_none() && lease.stage == Stage::Held;
+        self.leases().all(settled)
+    }
+
+    pub(super) fn leases(&self) -> impl Iterator<Item = &Lease> {
+        self.pipes
+            .values()
+            .flat_map(|pipe| pipe.shards.values())
+            .filter_map(|shard| shard.lease.as_ref())
+    }
+
+    /// When something ends next, after `now`.
+    pub(super) fn next_deadline(&self, now: Instant, options: &Options) -> Option<Instant> {
+        let of_lease = |lease: &Lease| {
+            [
+                Some(lease.deadline),
+                lease.releasing.map(|at| at + options.release_deadline),
+            ]
+        };
+        let leases = self.leases().flat_map(of_lease).flatten();
+        let rests = self
+            .pipes
+            .values()
+            .flat_map(|pipe| pipe.shards.values())
+            .filter_map(|shard| shard.rest_until);
+        leases.chain(rests).filter(|at| *at > now).min()
+    }
+
+    pub(super) fn view(&self, seen: &[WorkerSeen]) -> status::View {
+        let has_workers = seen.iter().any(|worker| worker.connected && !worker.leaving);
+        let pipes = self
+            .pipes
+            .iter()
+            .map(|(uid, pipe)| (*uid, pipe.view(status::faults(*uid, seen), has_workers)));
+        let connected = seen.iter().filter(|worker| worker.connected);
+        status::View {
+            pipes: pipes.collect(),
+            workers: connected.map(|worker| worker.instance.clone()).collect(),
+        }
+    }
+}
+
+/// What is known of a lease from what was heard of its holder.
+fn judge(
+    lease: &mut Lease,
+    worker: Option<&WorkerSeen>,
+    pipe: PipeUid,
+    shard: &ShardId,
+    ttl: Duration,
+) -> Option<Ended> {
+    let worker = worker?;
+    if worker.instance != lease.holder {
+        return Some(Ended::Replaced);
+    }
+    if worker.departed {
+        return Some(Ended::Departed);
+    }
+    let epoch = worker.report.shard(pipe, shard).map(|report| report.epoch);
+    lease.observe(
+        Sighting {
+            generation: worker.report.generation,
+            epoch,
+            at: worker.received,
+        },
+        ttl,
+    )
+}

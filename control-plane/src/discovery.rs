@@ -1,0 +1,141 @@
+//! What streams there are and what shards they have, as Kinesis says: once when a pipe is created or changed, and then
+//! again and again while it runs. It reads no records.
+//!
+//! Invariants:
+//! - a stream is its ARN and its creation time; another creation time halts the pipe, it is never followed silently;
+//! - a listing is whole or it is nothing: all pages of it, or an error;
+//! - that a stream is not found never touches a checkpoint.
+
+mod aws;
+mod error;
+pub mod lineage;
+mod service;
+
+use std::time::Duration;
+
+use aws_sdk_kinesis::Client;
+use jiff::Timestamp;
+use millrace_common::{
+    aws::Access,
+    ids::ShardId,
+    pipe::{StreamIdentity, StreamRef},
+    reason,
+};
+
+pub use error::Error;
+pub use service::{Options, Service, access, is_own};
+
+/// How long one look at a stream may take, with all pages and retries.
+const DEADLINE: Duration = Duration::from_secs(30);
+/// How often a listing starts again because its token expired. Tokens live for 300 s, so once is odd already.
+const RESTARTS: usize = 3;
+/// Shards per page: what Kinesis allows at most.
+const PAGE: i32 = 1_000;
+/// Pages of one listing. The largest quota is 20,000 shards; closed ones stay listed until they expire.
+const MAX_PAGES: usize = 200;
+
+/// A shard as Kinesis lists it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Shard {
+    /// Id.
+    pub id: ShardId,
+    /// Its parents as far as Kinesis names them, listed or not.
+    pub parents: Vec<ShardId>,
+    /// Records can still be put into it.
+    pub open: bool,
+}
+
+/// A stream and its shards.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stream {
+    /// Which stream.
+    pub identity: StreamIdentity,
+    /// All shards that Kinesis still lists, closed ones too.
+    pub shards: Vec<Shard>,
+}
+
+/// Looks at a stream.
+///
+/// # Errors
+/// Why that was not possible, with a stable reason and what to do.
+pub async fn look(access: &Access, stream: &StreamRef) -> Result<Stream, Error> {
+    let looking = async {
+        let client = Client::new(&millrace_common::aws::config(access).await);
+        let identity = aws::describe(&client, stream).await?;
+        let shards = aws::list(&client, stream).await?;
+        Ok(Stream { identity, shards })
+    };
+    match tokio::time::timeout(DEADLINE, looking).await {
+        Ok(result) => {
+            result.map_err(|error: Error| error.about(stream.name(), &access.region, access.endpoint.as_deref()))
+        }
+        Err(_) => Err(Error {
+            reason: reason::SOURCE_UNREACHABLE,
+            message: format!(
+                "Kinesis in {} did not answer within {} s",
+                access.region,
+                DEADLINE.as_secs()
+            ),
+            field: "pipe.source.kinesis.region",
+            permanent: false,
+        }),
+    }
+}
+
+/// Compares the stream that was found with the one that a pipe was made for.
+///
+/// # Errors
+/// If it is another one.
+pub fn check_identity(pipe: &StreamIdentity, found: &StreamIdentity) -> Result<(), Error> {
+    if pipe == found {
+        return Ok(());
+    }
+    let message = if pipe.arn == found.arn {
+        format!(
+            "the stream {} was deleted and created again: this pipe's positions belong to the one of {}, the present one is of {}; \
+             create a new pipe for it",
+            found.name,
+            time(pipe.created),
+            time(found.created)
+        )
+    } else {
+        format!(
+            "this is the stream {}, but this pipe's positions belong to {}; create a new pipe for it",
+            found.arn, pipe.arn
+        )
+    };
+    Err(Error {
+        reason: reason::SOURCE_STREAM_RECREATED,
+        message,
+        field: "pipe.source.kinesis.stream_name",
+        permanent: true,
+    })
+}
+
+fn time(time: Timestamp) -> impl std::fmt::Display {
+    time.strftime("%Y-%m-%d %H:%M:%S UTC").to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stream_is_its_arn_and_its_creation_time() {
+        let identity = |arn: &str, second: i64| StreamIdentity {
+            arn: arn.into(),
+            name: "events".into(),
+            created: Timestamp::from_second(second).unwrap(),
+        };
+        let pipe = identity("arn:aws:kinesis:eu-central-1:000000000000:stream/events", 1);
+        assert!(check_identity(&pipe, &pipe.clone()).is_ok());
+        let later = check_identity(&pipe, &identity(&pipe.arn, 2)).unwrap_err();
+        assert_eq!((later.reason, later.permanent), (reason::SOURCE_STREAM_RECREATED, true));
+        assert!(later.message.contains("created again"), "{later}");
+        let other = check_identity(
+            &pipe,
+            &identity("arn:aws:kinesis:eu-west-1:000000000000:stream/events", 1),
+        );
+        assert!(other.unwrap_err().message.contains("eu-west-1"));
+    }
+}

@@ -1,0 +1,223 @@
+//! Looks at the streams of running pipes again and again: new shards are stored, trouble is noted on the pipe, and the note
+//! is taken away when the trouble has passed.
+
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
+
+use futures::StreamExt as _;
+use millrace_common::{
+    aws::Access,
+    ids::ShardId,
+    pipe::{DesiredState, KinesisSource},
+    reason,
+};
+use tokio::time::MissedTickBehavior;
+use tokio_util::sync::CancellationToken;
+
+use super::{Error, check_identity, lineage, look};
+use crate::store::{CredentialSecret, Error as StoreError, ShardPhase, Store, StoredFault, StoredPipe};
+
+/// Attempts per call. The next round is another attempt.
+const ATTEMPTS: u32 = 2;
+/// Faults that are noted here, and so taken away here.
+const OWN_REASONS: [&str; 5] = [
+    reason::SOURCE_STREAM_NOT_FOUND,
+    reason::SOURCE_ACCESS_DENIED,
+    reason::SOURCE_CREDENTIAL_INVALID,
+    reason::SOURCE_UNREACHABLE,
+    reason::SOURCE_STREAM_RECREATED,
+];
+
+/// How to look.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// From one round to the next. Workers learn of new shards at once; this finds what they missed.
+    pub interval: Duration,
+    /// Pipes looked at at the same time: DescribeStreamSummary takes 20 calls per second and account.
+    pub concurrency: usize,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            interval: Duration::from_secs(30),
+            concurrency: 4,
+        }
+    }
+}
+
+/// The reconciler of streams.
+pub struct Service {
+    store: Store,
+    options: Options,
+    /// Called when something changed that placement or a watcher should see.
+    changed: Arc<dyn Fn() + Send + Sync>,
+}
+
+impl Service {
+    /// A reconciler that calls `changed` when there is something to see.
+    pub fn new(store: Store, options: Options, changed: impl Fn() + Send + Sync + 'static) -> Self {
+        Self {
+            store,
+            options,
+            changed: Arc::new(changed),
+        }
+    }
+
+    /// Runs until `shutdown`.
+    pub async fn run(self, shutdown: CancellationToken) {
+        let mut ticks = tokio::time::interval(self.options.interval);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                biased;
+                () = shutdown.cancelled() => return,
+                _ = ticks.tick() => {}
+            }
+            tokio::select! {
+                biased;
+                () = shutdown.cancelled() => return,
+                () = self.round() => {}
+            }
+        }
+    }
+
+    async fn round(&self) {
+        let pipes = match self.store.all_pipes().await {
+            Ok(pipes) => pipes,
+            Err(error) => {
+                tracing::warn!(
+                    error = &error as &dyn std::error::Error,
+                    "cannot read the pipes: looking again later"
+                );
+                return;
+            }
+        };
+        let running = pipes.into_iter().filter(|pipe| pipe.desired == DesiredState::Running);
+        futures::stream::iter(running)
+            .for_each_concurrent(self.options.concurrency.max(1), |pipe| self.reconcile(pipe))
+            .await;
+    }
+
+    async fn reconcile(&self, pipe: StoredPipe) {
+        let fault = match self.learn(&pipe).await {
+            Ok(()) => None,
+            Err(Failure::Source(error)) => Some(fault(&error)),
+            Err(Failure::Store(error)) => {
+                tracing::warn!(pipe = %pipe.name, error = &error as &dyn std::error::Error, "cannot note what its stream is");
+                return;
+            }
+        };
+        if !may_replace(pipe.fault.as_ref(), fault.as_ref()) {
+            return;
+        }
+        match &fault {
+            Some(fault) => tracing::warn!(pipe = %pipe.name, fault.reason, fault.message, "trouble with the stream"),
+            None => tracing::info!(pipe = %pipe.name, "the trouble with the stream has passed"),
+        }
+        match self.store.set_pipe_fault(pipe.uid, fault.as_ref()).await {
+            Ok(_) => (self.changed)(),
+            Err(error) => tracing::warn!(pipe = %pipe.name, error = &error as &dyn std::error::Error, "cannot note it"),
+        }
+    }
+
+    /// Stores the shards that are new.
+    async fn learn(&self, pipe: &StoredPipe) -> Result<(), Failure> {
+        let source = &pipe.spec.source;
+        let Some(CredentialSecret::Aws(credential)) = self.store.credential_secret(&source.credential).await? else {
+            return Err(Failure::Source(Error {
+                reason: reason::SOURCE_CREDENTIAL_INVALID,
+                message: format!(
+                    "there is no AWS credential {}: update the pipe with one that exists",
+                    source.credential
+                ),
+                field: "pipe.source.kinesis.credential",
+                permanent: true,
+            }));
+        };
+        let stream = look(&access(source, credential), &source.stream).await?;
+        check_identity(&pipe.resolved.stream, &stream.identity)?;
+        let shards = self.store.shards(pipe.uid).await?;
+        // A shard may wait for a parent that the pipe never had; the store finds that out when shards are added.
+        let waiting = shards.iter().any(|shard| shard.state == ShardPhase::Waiting);
+        let known: BTreeSet<ShardId> = shards.into_iter().map(|shard| shard.id).collect();
+        let new = lineage::later(&known, &stream.shards);
+        if new.is_empty() && !waiting {
+            return Ok(());
+        }
+        let added = self.store.add_shards(pipe.uid, &new).await?;
+        if !added.is_empty() {
+            tracing::info!(pipe = %pipe.name, shards = added.len(), "new shards");
+            (self.changed)();
+        }
+        Ok(())
+    }
+}
+
+/// How to reach the stream of a pipe.
+#[must_use]
+pub fn access(source: &KinesisSource, credential: millrace_common::aws::Credential) -> Access {
+    Access {
+        region: source.region.clone(),
+        endpoint: source.endpoint.clone(),
+        credential,
+        max_attempts: ATTEMPTS,
+    }
+}
+
+/// True for trouble that a look at the stream finds, and that the next good look takes away.
+#[must_use]
+pub fn is_own(fault: &StoredFault) -> bool {
+    OWN_REASONS.contains(&fault.reason.as_str())
+}
+
+fn fault(error: &Error) -> StoredFault {
+    StoredFault {
+        reason: error.reason.to_owned(),
+        message: error.message.clone(),
+        permanent: error.permanent,
+    }
+}
+
+/// Whether what was noted is to be replaced. Trouble that others found is theirs.
+fn may_replace(noted: Option<&StoredFault>, found: Option<&StoredFault>) -> bool {
+    noted != found && noted.is_none_or(is_own)
+}
+
+enum Failure {
+    Source(Error),
+    Store(StoreError),
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Failure::Source(error)
+    }
+}
+
+impl From<StoreError> for Failure {
+    fn from(error: StoreError) -> Self {
+        Failure::Store(error)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_own_faults_are_replaced() {
+        let fault = |reason: &str| StoredFault {
+            reason: reason.into(),
+            message: String::new(),
+            permanent: true,
+        };
+        let (own, other) = (fault(reason::SOURCE_UNREACHABLE), fault(reason::BATCH_DIVERGED));
+        assert!(may_replace(None, Some(&own)));
+        assert!(may_replace(Some(&own), None));
+        assert!(may_replace(Some(&own), Some(&fault(reason::SOURCE_ACCESS_DENIED))));
+        assert!(!may_replace(Some(&own), Some(&own)));
+        assert!(!may_replace(None, None));
+        assert!(!may_replace(Some(&other), None));
+        assert!(!may_replace(Some(&other), Some(&own)));
+    }
+}

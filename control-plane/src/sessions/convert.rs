@@ -1,0 +1,278 @@
+//! Between the wire and the domain. What comes in is checked here and nowhere else; an error names the field at fault.
+
+use std::{collections::BTreeMap, fmt::Display, str::FromStr, time::Duration};
+
+use jiff::Timestamp;
+use millrace_common::{
+    batch::{Counts, OpenBatch},
+    error::ApiError,
+    ids::{BatchId, Epoch, Generation, PipeUid, Revision, SequenceNumber, ShardId, WorkerInstance},
+    position::{Position, Slice},
+};
+use millrace_proto::worker::v1;
+
+use super::{Capacity, Hello, LaneFault, LaneReport, Report, ShardReport};
+use crate::scheduler::lineage::Child;
+
+mod lane;
+
+pub use lane::{assigned_shard, open_batch, pipe_spec, position};
+
+/// Longest reason of a fault: as in `google.rpc.ErrorInfo`.
+const MAX_REASON: usize = 63;
+/// Longest message of a fault that is kept. Longer ones are cut: they are for people.
+const MAX_MESSAGE: usize = 2000;
+/// Longest program version that is kept.
+const MAX_VERSION: usize = 100;
+/// Children of one shard in a report: Kinesis splits into two.
+const MAX_CHILDREN: usize = 16;
+
+/// A batch to prepare.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Prepare {
+    /// Who.
+    pub worker: WorkerInstance,
+    /// The pipe.
+    pub pipe: PipeUid,
+    /// The batch.
+    pub batch: OpenBatch,
+    /// The epochs that the caller holds its shards under.
+    pub epochs: Vec<(ShardId, Epoch)>,
+}
+
+/// A batch to commit.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Commit {
+    /// Who.
+    pub worker: WorkerInstance,
+    /// The pipe.
+    pub pipe: PipeUid,
+    /// The batch.
+    pub batch: BatchId,
+    /// What it covers.
+    pub slices: Vec<Slice>,
+    /// The epochs that the caller holds its shards under.
+    pub epochs: Vec<(ShardId, Epoch)>,
+    /// What it covers, in numbers.
+    pub counts: Counts,
+}
+
+/// Reads a Hello.
+///
+/// # Errors
+/// INVALID_ARGUMENT with the field at fault.
+pub fn hello(message: v1::Hello) -> Result<Hello, ApiError> {
+    let capacity = message.capacity.unwrap_or_default();
+    Ok(Hello {
+        worker: worker(message.worker, "hello.worker")?,
+        protocol: (message.protocol_min, message.protocol_max),
+        program_version: cut(message.program_version, MAX_VERSION),
+        capacity: Capacity {
+            cores: capacity.cores,
+            memory_bytes: capacity.memory_bytes,
+        },
+        report: report(message.report.unwrap_or_default(), "hello.report")?,
+    })
+}
+
+/// Reads a Report that is at `path` of its message.
+///
+/// # Errors
+/// INVALID_ARGUMENT with the field at fault.
+pub fn report(message: v1::Report, path: &str) -> Result<Report, ApiError> {
+    let mut lanes = BTreeMap::new();
+    for (n, lane) in message.lanes.into_iter().enumerate() {
+        let path = format!("{path}.lanes[{n}]");
+        let pipe = parse(&lane.pipe_uid, &path, "pipe_uid")?;
+        if lanes.insert(pipe, lane_report(lane, &path)?).is_some() {
+            return Err(invalid(&path, "pipe_uid", "named twice"));
+        }
+    }
+    Ok(Report {
+        generation: Generation(message.generation),
+        lanes,
+    })
+}
+
+fn lane_report(message: v1::LaneReport, path: &str) -> Result<LaneReport, ApiError> {
+    let mut shards = BTreeMap::new();
+    for (n, shard) in message.shards.into_iter().enumerate() {
+        let path = format!("{path}.shards[{n}]");
+        let id = parse(&shard.shard_id, &path, "shard_id")?;
+        if shards.insert(id, shard_report(shard, &path)?).is_some() {
+            return Err(invalid(&path, "shard_id", "named twice"));
+        }
+    }
+    let fault = message
+        .fault
+        .map(|fault| lane_fault(fault, &format!("{path}.fault")))
+        .transpose()?;
+    Ok(LaneReport { shards, fault })
+}
+
+fn shard_report(message: v1::ShardReport, path: &str) -> Result<ShardReport, ApiError> {
+    let rate = message.bytes_per_second;
+    if !rate.is_finite() || rate < 0.0 {
+        return Err(invalid(
+            path,
+            "bytes_per_second",
+            "must be a finite number, and not negative",
+        ));
+    }
+    if message.children.len() > MAX_CHILDREN {
+        return Err(invalid(path, "children", format!("at most {MAX_CHILDREN}")));
+    }
+    let child = |(n, child): (usize, v1::ChildShard)| {
+        let path = format!("{path}.children[{n}]");
+        let parents = child.parent_shard_ids.iter().take(MAX_CHILDREN);
+        Ok(Child {
+            id: parse(&child.shard_id, &path, "shard_id")?,
+            parents: parents
+                .map(|id| parse(id, &path, "parent_shard_ids"))
+                .collect::<Result<_, ApiError>>()?,
+        })
+    };
+    let read = Some(message.read_sequence_number).filter(|text| !text.is_empty());
+    Ok(ShardReport {
+        epoch: Epoch(message.epoch),
+        read: read
+            .map(|text| parse(&text, path, "read_sequence_number"))
+            .transpose()?,
+        lag: message.lag.map(|lag| duration(lag, path, "lag")).transpose()?,
+        finished: message.finished,
+        children: message
+            .children
+            .into_iter()
+            .enumerate()
+            .map(child)
+            .collect::<Result<_, ApiError>>()?,
+        bytes_per_second: rate,
+    })
+}
+
+fn lane_fault(message: v1::LaneFault, path: &str) -> Result<LaneFault, ApiError> {
+    let upper_snake = |b: u8| b.is_ascii_uppercase() || b.is_ascii_digit() || b == b'_';
+    let reason = message.reason;
+    if reason.is_empty() || reason.len() > MAX_REASON || !reason.bytes().all(upper_snake) {
+        return Err(invalid(
+            path,
+            "reason",
+            format!("must be UPPER_SNAKE_CASE, 1 to {MAX_REASON} characters"),
+        ));
+    }
+    Ok(LaneFault {
+        reason,
+        message: cut(message.message, MAX_MESSAGE),
+        permanent: message.permanent,
+    })
+}
+
+/// Reads a PrepareBatch request.
+///
+/// # Errors
+/// INVALID_ARGUMENT with the field at fault.
+pub fn prepare(request: v1::PrepareBatchRequest) -> Result<Prepare, ApiError> {
+    let batch = request.batch.ok_or_else(|| invalid("batch", "", "must be set"))?;
+    let (slices, epochs) = slices(batch.slices, "batch.slices")?;
+    let digest = batch.digest.as_slice().try_into();
+    Ok(Prepare {
+        worker: worker(request.worker, "worker")?,
+        pipe: parse(&request.pipe_uid, "", "pipe_uid")?,
+        batch: OpenBatch {
+            id: parse(&batch.batch_id, "batch", "batch_id")?,
+            revision: Revision(batch.revision),
+            slices,
+            counts: Counts {
+                rows: batch.rows,
+                rejected_records: batch.rejected_records,
+                records: request.records,
+                bytes: request.bytes,
+            },
+            digest: digest.map_err(|_| invalid("batch", "digest", "must be 16 bytes"))?,
+        },
+        epochs,
+    })
+}
+
+/// Reads a CommitBatch request.
+///
+/// # Errors
+/// INVALID_ARGUMENT with the field at fault.
+pub fn commit(request: v1::CommitBatchRequest) -> Result<Commit, ApiError> {
+    let (slices, epochs) = slices(request.slices, "slices")?;
+    Ok(Commit {
+        worker: worker(request.worker, "worker")?,
+        pipe: parse(&request.pipe_uid, "", "pipe_uid")?,
+        batch: parse(&request.batch_id, "", "batch_id")?,
+        slices,
+        epochs,
+        counts: Counts {
+            rows: request.rows,
+            rejected_records: request.rejected_records,
+            records: request.records,
+            bytes: request.bytes,
+        },
+    })
+}
+
+type Slices = (Vec<Slice>, Vec<(ShardId, Epoch)>);
+
+fn slices(messages: Vec<v1::Slice>, path: &str) -> Result<Slices, ApiError> {
+    let (mut slices, mut epochs) = (Vec::with_capacity(messages.len()), Vec::with_capacity(messages.len()));
+    for (n, message) in messages.into_iter().enumerate() {
+        let path = format!("{path}[{n}]");
+        let shard: ShardId = parse(&message.shard_id, &path, "shard_id")?;
+        epochs.push((shard.clone(), Epoch(message.epoch)));
+        slices.push(Slice {
+            shard,
+            from_exclusive: position_of(message.from_exclusive, &path, "from_exclusive")?,
+            to_inclusive: parse::<SequenceNumber>(&message.to_inclusive, &path, "to_inclusive")?,
+        });
+    }
+    Ok((slices, epochs))
+}
+
+fn worker(message: Option<v1::WorkerIdentity>, path: &str) -> Result<WorkerInstance, ApiError> {
+    let message = message.ok_or_else(|| invalid(path, "", "must be set"))?;
+    Ok(WorkerInstance {
+        worker: parse(&message.worker_id, path, "worker_id")?,
+        incarnation: parse(&message.incarnation, path, "incarnation")?,
+    })
+}
+
+fn position_of(message: Option<v1::Position>, path: &str, field: &str) -> Result<Position, ApiError> {
+    match message.and_then(|position| position.place) {
+        None => Err(invalid(path, field, "must be set")),
+        Some(v1::position::Place::TrimHorizon(_)) => Ok(Position::TrimHorizon),
+        Some(v1::position::Place::AtTimestamp(time)) => Timestamp::new(time.seconds, time.nanos)
+            .map(Position::AtTimestamp)
+            .map_err(|_| invalid(path, field, "is not a time")),
+        Some(v1::position::Place::AfterSequenceNumber(text)) => Ok(Position::After(parse(&text, path, field)?)),
+    }
+}
+
+fn duration(message: prost_types::Duration, path: &str, field: &str) -> Result<Duration, ApiError> {
+    message
+        .try_into()
+        .map_err(|_| invalid(path, field, "must not be negative"))
+}
+
+fn parse<T: FromStr<Err: Display>>(text: &str, path: &str, field: &str) -> Result<T, ApiError> {
+    text.parse()
+        .map_err(|error: T::Err| invalid(path, field, error.to_string()))
+}
+
+fn invalid(path: &str, field: &str, description: impl Into<String>) -> ApiError {
+    let dot = if path.is_empty() || field.is_empty() { "" } else { "." };
+    ApiError::invalid_field(format!("{path}{dot}{field}"), description)
+}
+
+fn cut(mut text: String, limit: usize) -> String {
+    if let Some((at, _)) = text.char_indices().nth(limit) {
+        text.truncate(at);
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests;

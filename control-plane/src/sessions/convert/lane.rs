@@ -1,0 +1,142 @@
+//! What a worker needs to run a lane, as messages.
+
+use jiff::Timestamp;
+use millrace_common::{
+    aws,
+    batch::OpenBatch,
+    ids::{Epoch, ShardId},
+    pipe::{Compression, Delivery, MappedColumn, PipeSpec, ResolvedSpec, Settings},
+    position::{Position, Slice},
+};
+use millrace_proto::worker::v1;
+use secrecy::{ExposeSecret as _, SecretString};
+
+/// One revision of a pipe, with its secrets.
+pub fn pipe_spec(
+    spec: &PipeSpec,
+    resolved: &ResolvedSpec,
+    aws: &aws::Credential,
+    clickhouse: (&str, &SecretString),
+) -> v1::PipeSpec {
+    v1::PipeSpec {
+        revision: resolved.revision.0,
+        kinesis: Some(v1::KinesisSource {
+            stream_arn: resolved.stream.arn.clone(),
+            stream_name: resolved.stream.name.clone(),
+            stream_created: Some(timestamp(resolved.stream.created)),
+            region: spec.source.region.clone(),
+            endpoint: spec.source.endpoint.clone().unwrap_or_default(),
+            credential: Some(aws_credential(aws)),
+        }),
+        clickhouse: Some(v1::ClickHouseDestination {
+            endpoint: spec.destination.endpoint.clone(),
+            username: clickhouse.0.to_owned(),
+            password: clickhouse.1.expose_secret().to_owned(),
+            database: spec.destination.database.clone(),
+            table: spec.destination.table.clone(),
+            error_table: spec.destination.error_table.clone(),
+        }),
+        columns: resolved.columns.iter().map(column).collect(),
+        time_zone: resolved.time_zone.clone(),
+        batch: Some(settings(&spec.settings)),
+    }
+}
+
+fn aws_credential(credential: &aws::Credential) -> v1::AwsCredential {
+    use v1::aws_credential::Kind;
+    let kind = match credential {
+        aws::Credential::Keys {
+            access_key_id,
+            secret_access_key,
+            session_token,
+        } => Kind::Keys(v1::AwsKeys {
+            access_key_id: access_key_id.clone(),
+            secret_access_key: secret_access_key.expose_secret().to_owned(),
+            session_token: session_token
+                .as_ref()
+                .map(|token| token.expose_secret().to_owned())
+                .unwrap_or_default(),
+        }),
+        aws::Credential::Role {
+            role_arn,
+            external_id,
+            session_name,
+        } => Kind::Role(v1::AwsRole {
+            role_arn: role_arn.clone(),
+            external_id: external_id.clone().unwrap_or_default(),
+            session_name: session_name.clone(),
+        }),
+        aws::Credential::Ambient => Kind::Ambient(v1::AwsAmbient {}),
+    };
+    v1::AwsCredential { kind: Some(kind) }
+}
+
+fn column(column: &MappedColumn) -> v1::MappedColumn {
+    v1::MappedColumn {
+        name: column.name.clone(),
+        r#type: column.data_type.clone(),
+        has_default: column.has_default,
+        source_field: column.source_field.clone(),
+    }
+}
+
+fn settings(settings: &Settings) -> v1::BatchSettings {
+    v1::BatchSettings {
+        max_rows: settings.max_batch_rows,
+        max_bytes: settings.max_batch_bytes,
+        // The API keeps it far below what a protobuf duration can hold.
+        max_wait: settings.max_insert_wait.try_into().ok(),
+        lz4: settings.compression == Compression::Lz4,
+        exactly_once: settings.delivery == Delivery::ExactlyOnce,
+    }
+}
+
+/// A shard to read, from its frontier on.
+pub fn assigned_shard(shard: &ShardId, epoch: Epoch, start: &Position) -> v1::AssignedShard {
+    v1::AssignedShard {
+        shard_id: shard.to_string(),
+        epoch: epoch.0,
+        start: Some(position(start)),
+    }
+}
+
+/// A batch to replay.
+pub fn open_batch(batch: &OpenBatch) -> v1::OpenBatch {
+    v1::OpenBatch {
+        batch_id: batch.id.to_string(),
+        revision: batch.revision.0,
+        slices: batch.slices.iter().map(slice).collect(),
+        rows: batch.counts.rows,
+        rejected_records: batch.counts.rejected_records,
+        digest: batch.digest.to_vec(),
+    }
+}
+
+fn slice(slice: &Slice) -> v1::Slice {
+    v1::Slice {
+        shard_id: slice.shard.to_string(),
+        epoch: 0,
+        from_exclusive: Some(position(&slice.from_exclusive)),
+        to_inclusive: slice.to_inclusive.to_string(),
+    }
+}
+
+/// A place in a shard.
+pub fn position(position: &Position) -> v1::Position {
+    use v1::position::Place;
+    let place = match position {
+        Position::TrimHorizon => Place::TrimHorizon(v1::TrimHorizon {}),
+        Position::AtTimestamp(time) => Place::AtTimestamp(timestamp(*time)),
+        Position::After(sequence_number) => Place::AfterSequenceNumber(sequence_number.to_string()),
+    };
+    v1::Position { place: Some(place) }
+}
+
+/// Seconds rounded down and nanoseconds not negative, as a protobuf timestamp wants it; jiff rounds towards zero.
+fn timestamp(time: Timestamp) -> prost_types::Timestamp {
+    let nanos = time.as_nanosecond();
+    prost_types::Timestamp {
+        seconds: nanos.div_euclid(1_000_000_000).try_into().unwrap_or_default(),
+        nanos: nanos.rem_euclid(1_000_000_000).try_into().unwrap_or_default(),
+    }
+}

@@ -1,0 +1,160 @@
+//! The service that workers dial.
+
+use std::{pin::Pin, sync::Arc, time::Duration};
+
+use futures::Stream;
+use millrace_common::{error::ApiError, grpc::MAX_SESSION_MESSAGE_BYTES, ids::PipeUid, pipe::Delivery};
+use millrace_proto::worker::v1::{
+    self,
+    worker_service_server::{WorkerService, WorkerServiceServer},
+};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tonic::{Code, Request, Response, Status, Streaming};
+use tracing::Instrument as _;
+
+use super::{
+    Registry, convert,
+    session::{self, Context, Timing},
+};
+use crate::{
+    protocol::Refusal,
+    store::{self, Store},
+};
+
+/// Messages that wait in a session's stream. Sets are whole, so more would only be older ones.
+const OUTBOUND: usize = 2;
+
+/// `millrace.worker.v1.WorkerService`.
+#[derive(Clone)]
+pub struct Service {
+    store: Store,
+    context: Context,
+}
+
+impl Service {
+    /// A service that notes what workers say in `registry`, moves batches in `store`, and ends its sessions when `closing` is
+    /// cancelled.
+    pub fn new(
+        store: Store,
+        registry: Arc<Registry>,
+        lease_ttl: Duration,
+        heartbeat_interval: Duration,
+        closing: CancellationToken,
+    ) -> Self {
+        Self {
+            store,
+            context: Context {
+                registry,
+                timing: Timing {
+                    lease_ttl,
+                    heartbeat_interval,
+                },
+                closing,
+            },
+        }
+    }
+
+    /// The same for a gRPC server, with its limits.
+    pub fn into_server(self) -> WorkerServiceServer<Self> {
+        WorkerServiceServer::new(self)
+            .max_decoding_message_size(MAX_SESSION_MESSAGE_BYTES)
+            .max_encoding_message_size(MAX_SESSION_MESSAGE_BYTES)
+    }
+
+    async fn commit(&self, commit: &convert::Commit) -> Result<(), ApiError> {
+        let done = self
+            .store
+            .commit(commit.pipe, &commit.worker, commit.batch, &commit.epochs)
+            .await;
+        match done {
+            // Nobody prepared it: that is as it should be where records are delivered at least once, and nowhere else.
+            Err(store::Error::Refused {
+                reason: Refusal::UnknownBatch { .. },
+            }) if self.is_at_least_once(commit.pipe).await? => {
+                let convert::Commit {
+                    worker,
+                    pipe,
+                    batch,
+                    slices,
+                    epochs,
+                    counts,
+                } = commit;
+                self.store
+                    .commit_unprepared(*pipe, worker, *batch, slices, epochs, *counts)
+                    .await
+                    .map_err(refusal)
+            }
+            done => done.map_err(refusal),
+        }
+    }
+
+    async fn is_at_least_once(&self, pipe: PipeUid) -> Result<bool, ApiError> {
+        let pipe = self.store.pipe_by_uid(pipe).await.map_err(refusal)?;
+        Ok(pipe.is_some_and(|pipe| pipe.spec.settings.delivery == Delivery::AtLeastOnce))
+    }
+}
+
+#[tonic::async_trait]
+impl WorkerService for Service {
+    type SessionStream = Pin<Box<dyn Stream<Item = Result<v1::SessionResponse, Status>> + Send>>;
+
+    async fn session(
+        &self,
+        request: Request<Streaming<v1::SessionRequest>>,
+    ) -> Result<Response<Self::SessionStream>, Status> {
+        let span = tracing::info_span!("session", peer = request.remote_addr().map(tracing::field::display));
+        let (out, outbound) = mpsc::channel(OUTBOUND);
+        tokio::spawn(session::run(self.context.clone(), request.into_inner(), out).instrument(span));
+        Ok(Response::new(Box::pin(ReceiverStream::new(outbound))))
+    }
+
+    async fn prepare_batch(
+        &self,
+        request: Request<v1::PrepareBatchRequest>,
+    ) -> Result<Response<v1::PrepareBatchResponse>, Status> {
+        let convert::Prepare {
+            worker,
+            pipe,
+            batch,
+            epochs,
+        } = convert::prepare(request.into_inner())?;
+        self.store
+            .prepare(pipe, &worker, &batch, &epochs)
+            .await
+            .map_err(refusal)?;
+        Ok(Response::new(v1::PrepareBatchResponse {}))
+    }
+
+    async fn commit_batch(
+        &self,
+        request: Request<v1::CommitBatchRequest>,
+    ) -> Result<Response<v1::CommitBatchResponse>, Status> {
+        self.commit(&convert::commit(request.into_inner())?).await?;
+        Ok(Response::new(v1::CommitBatchResponse {}))
+    }
+}
+
+/// What a worker is told when the store did not do it: a refusal stands, everything else is worth another try.
+fn refusal(error: store::Error) -> ApiError {
+    let stands = |reason: &'static str, message: String| ApiError::new(Code::FailedPrecondition, reason, message);
+    match error {
+        store::Error::Refused { reason } => {
+            tracing::debug!(reason = reason.code(), "refused: {reason}");
+            stands(reason.code(), reason.to_string())
+        }
+        store::Error::PipeNotFound { uid } => {
+            stands("PIPE_NOT_FOUND", format!("there is no pipe {uid}")).with_metadata("pipe_uid", uid.to_string())
+        }
+        error => {
+            if !error.is_transient() {
+                tracing::error!(error = &error as &dyn std::error::Error, "the store failed");
+            }
+            ApiError::unavailable(
+                "STORE_UNAVAILABLE",
+                "the control plane's database does not answer: try again",
+            )
+        }
+    }
+}

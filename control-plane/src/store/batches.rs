@@ -1,0 +1,309 @@
+//! Prepare and commit.
+
+use std::collections::BTreeSet;
+
+use millrace_common::{
+    batch::{Counts, OpenBatch},
+    ids::{BatchId, Epoch, PipeUid, Revision, ShardId, WorkerInstance},
+    position::Slice,
+};
+use sea_orm::{
+    ActiveValue::Set,
+    ColumnTrait as _, DatabaseTransaction, EntityTrait, QueryFilter as _, QuerySelect as _,
+    sea_query::{CaseStatement, Expr, ExprTrait as _, LockType},
+};
+
+use super::{
+    Error, Store,
+    convert::{from_number, to_json, to_number},
+    entity::{batch, committed, pipe, revision, shard, slice, totals},
+    ledger::{Scope, assemble, ledger, load_shards, load_slices},
+    shards::{ROWS_PER_INSERT, expect_rows},
+    transaction::write,
+};
+use crate::protocol::{self, Advance, Commit, Ledger, Prepare, Refusal};
+
+/// Committed batches that are remembered per shard, so that a commit that repeats is known as one. A commit repeats
+/// when its answer was lost, and by then its lane has committed at most the other batches that it had open.
+const REMEMBERED: u64 = 4 * protocol::MAX_OPEN_BATCHES as u64;
+
+impl Store {
+    /// Records a batch before it is sent. Repeating is a no-op.
+    ///
+    /// # Errors
+    /// [`Error::PipeNotFound`], [`Error::Refused`] if an epoch is not current or a slice does not start at its shard's
+    /// frontier, or the database's.
+    pub async fn prepare(
+        &self,
+        uid: PipeUid,
+        worker: &WorkerInstance,
+        batch: &OpenBatch,
+        epochs: &[(ShardId, Epoch)],
+    ) -> Result<(), Error> {
+        let (id, now) = (uid.to_string(), self.now_millis());
+        protocol::check_size(batch.slices.len())?;
+        let shards: Vec<&ShardId> = batch.slices.iter().map(|slice| &slice.shard).collect();
+        write!(self, |transaction| {
+            check_revision(&transaction, uid, batch.revision).await?;
+            let rows = read(&transaction, &id, &shards, batch.id).await?;
+            let Rows {
+                ledger,
+                open,
+                committed,
+            } = rows;
+            match protocol::prepare(&ledger, open.as_ref(), committed, worker, batch, epochs)? {
+                Prepare::Already => Ok(()),
+                Prepare::Store { ordinals } => insert_batch(&transaction, &id, batch, &ordinals, now).await,
+            }
+        })
+    }
+
+    /// Moves the checkpoints over a batch that was inserted, and adds its counts to the pipe's totals: exactly once.
+    /// Repeating is a no-op.
+    ///
+    /// # Errors
+    /// [`Error::PipeNotFound`], [`Error::Refused`] if an epoch is not current, an older batch is open, or the batch is not
+    /// known; or the database's.
+    pub async fn commit(
+        &self,
+        uid: PipeUid,
+        worker: &WorkerInstance,
+        batch: BatchId,
+        epochs: &[(ShardId, Epoch)],
+    ) -> Result<(), Error> {
+        let id = uid.to_string();
+        protocol::check_size(epochs.len())?;
+        let shards: Vec<&ShardId> = epochs.iter().map(|(shard, _)| shard).collect();
+        write!(self, |transaction| {
+            let Rows {
+                ledger,
+                open,
+                committed,
+            } = read(&transaction, &id, &shards, batch).await?;
+            if ledger.shards.is_empty() {
+                check_exists(&transaction, uid).await?;
+            }
+            match protocol::commit(&ledger, open.as_ref(), committed, worker, batch, epochs)? {
+                Commit::Already => Ok(()),
+                Commit::Advance(advances) => {
+                    let counts = open.map(|open| open.counts).unwrap_or_default();
+                    advance(&transaction, &id, batch, &advances, counts).await?;
+                    let slices = slice::Entity::delete_many()
+                        .filter(slice::Column::PipeUid.eq(id.as_str()))
+                        .filter(slice::Column::BatchId.eq(batch.to_string()));
+                    expect_rows(advances.len(), slices.exec(&transaction).await?.rows_affected)?;
+                    let row = batch::Entity::delete_by_id((id.clone(), batch.to_string()));
+                    expect_rows(1, row.exec(&transaction).await?.rows_affected)
+                }
+            }
+        })
+    }
+
+    /// Moves the checkpoints over slices that were inserted without being prepared: at least once. Repeating is a no-op.
+    ///
+    /// # Errors
+    /// [`Error::PipeNotFound`], [`Error::Refused`] if an epoch is not current, a slice does not start at its shard's
+    /// checkpoint, or a prepared batch is open; or the database's.
+    pub async fn commit_unprepared(
+        &self,
+        uid: PipeUid,
+        worker: &WorkerInstance,
+        batch: BatchId,
+        slices: &[Slice],
+        epochs: &[(ShardId, Epoch)],
+        counts: Counts,
+    ) -> Result<(), Error> {
+        let id = uid.to_string();
+        protocol::check_size(slices.len())?;
+        let shards: Vec<&ShardId> = slices.iter().map(|slice| &slice.shard).collect();
+        write!(self, |transaction| {
+            let Rows {
+                ledger,
+                open,
+                committed,
+            } = read(&transaction, &id, &shards, batch).await?;
+            if ledger.shards.is_empty() {
+                check_exists(&transaction, uid).await?;
+            }
+            if open.is_some() {
+                return Err(Refusal::OtherContent { batch }.into());
+            }
+            match protocol::commit_unprepared(&ledger, committed, worker, slices, counts, epochs)? {
+                Commit::Already => Ok(()),
+                Commit::Advance(advances) => advance(&transaction, &id, batch, &advances, counts).await,
+            }
+        })
+    }
+}
+
+/// What decisions about a batch look at.
+struct Rows {
+    ledger: Ledger,
+    open: Option<OpenBatch>,
+    committed: bool,
+}
+
+/// Locks the shards, then reads what is open of them and what is known of the batch.
+async fn read(
+    transaction: &DatabaseTransaction,
+    uid: &str,
+    shards: &[&ShardId],
+    batch: BatchId,
+) -> Result<Rows, Error> {
+    let id = batch.to_string();
+    let unique: Vec<&ShardId> = shards.iter().copied().collect::<BTreeSet<_>>().into_iter().collect();
+    let rows = load_shards(transaction, uid, Scope::Of(&unique), true).await?;
+    let slices = load_slices(transaction, uid, Scope::Of(&unique), Some(&id)).await?;
+    let mut open = None;
+    let mut committed = false;
+    if slices.iter().any(|slice| slice.batch_id == id) {
+        let row = batch::Entity::find_by_id((uid.to_owned(), id)).one(transaction).await?;
+        open = row.map(|row| assemble(&row, &slices)).transpose()?;
+    } else {
+        committed = committed::Entity::find_by_id((uid.to_owned(), id))
+            .one(transaction)
+            .await?
+            .is_some();
+    }
+    Ok(Rows {
+        ledger: ledger(rows, &slices)?,
+        open,
+        committed,
+    })
+}
+
+/// That the pipe exists and has the revision; it is kept from being deleted meanwhile.
+async fn check_revision(transaction: &DatabaseTransaction, uid: PipeUid, given: Revision) -> Result<(), Error> {
+    let id = uid.to_string();
+    let row = pipe::Entity::find_by_id(id.clone())
+        .lock(LockType::KeyShare)
+        .one(transaction)
+        .await?;
+    let current = Revision(from_number(
+        "pipes.revision",
+        row.ok_or(Error::PipeNotFound { uid })?.revision,
+    )?);
+    if given == current {
+        return Ok(());
+    }
+    let number = i64::try_from(given.0).unwrap_or(i64::MAX);
+    match revision::Entity::find_by_id((id, number)).one(transaction).await? {
+        Some(_) => Ok(()),
+        None => Err(Refusal::UnknownRevision {
+            expected: current,
+            found: given,
+        }
+        .into()),
+    }
+}
+
+async fn check_exists(transaction: &DatabaseTransaction, uid: PipeUid) -> Result<(), Error> {
+    let row = pipe::Entity::find_by_id(uid.to_string()).one(transaction).await?;
+    row.map(|_| ()).ok_or(Error::PipeNotFound { uid })
+}
+
+async fn insert_batch(
+    transaction: &DatabaseTransaction,
+    uid: &str,
+    batch: &OpenBatch,
+    ordinals: &[u64],
+    now: i64,
+) -> Result<(), Error> {
+    let counts = batch.counts;
+    let row = batch::ActiveModel {
+        pipe_uid: Set(uid.to_owned()),
+        batch_id: Set(batch.id.to_string()),
+        revision: Set(to_number("batches.revision", batch.revision.0)?),
+        rows: Set(to_number("batches.rows", counts.rows)?),
+        rejected_records: Set(to_number("batches.rejected_records", counts.rejected_records)?),
+        records: Set(to_number("batches.records", counts.records)?),
+        bytes: Set(to_number("batches.bytes", counts.bytes)?),
+        digest: Set(batch.digest.to_vec()),
+        prepared_millis: Set(now),
+    };
+    batch::Entity::insert(row).exec_without_returning(transaction).await?;
+    let mut rows = Vec::with_capacity(batch.slices.len());
+    for (index, (slice, ordinal)) in (0_i64..).zip(batch.slices.iter().zip(ordinals)) {
+        rows.push(slice::ActiveModel {
+            pipe_uid: Set(uid.to_owned()),
+            shard_id: Set(slice.shard.to_string()),
+            ordinal: Set(to_number("batch_slices.ordinal", *ordinal)?),
+            batch_id: Set(batch.id.to_string()),
+            slice_index: Set(index),
+            from_exclusive: Set(to_json("batch_slices.from_exclusive", &slice.from_exclusive)?),
+            to_inclusive: Set(slice.to_inclusive.to_string()),
+        });
+    }
+    for chunk in rows.chunks(ROWS_PER_INSERT) {
+        slice::Entity::insert_many(chunk.to_vec())
+            .exec_without_returning(transaction)
+            .await?;
+    }
+    Ok(())
+}
+
+/// Writes what a commit changes of its shards and of the pipe's totals, and remembers the batch.
+async fn advance(
+    transaction: &DatabaseTransaction,
+    uid: &str,
+    batch: BatchId,
+    advances: &[Advance],
+    counts: Counts,
+) -> Result<(), Error> {
+    for chunk in advances.chunks(ROWS_PER_INSERT) {
+        let mut checkpoint = CaseStatement::new();
+        for advance in chunk {
+            let text = to_json("shards.checkpoint", &advance.checkpoint)?;
+            checkpoint = checkpoint.case(shard::Column::ShardId.eq(advance.shard.as_str()), Expr::value(text));
+        }
+        let checkpoint = checkpoint.finally(Expr::col(shard::Column::Checkpoint));
+        let update = shard::Entity::update_many()
+            .col_expr(shard::Column::Checkpoint, checkpoint.into())
+            .col_expr(
+                shard::Column::CommittedOrdinal,
+                Expr::col(shard::Column::CommittedOrdinal).add(1),
+            )
+            .filter(shard::Column::PipeUid.eq(uid))
+            .filter(shard::Column::ShardId.is_in(chunk.iter().map(|advance| advance.shard.as_str())));
+        expect_rows(chunk.len(), update.exec(transaction).await?.rows_affected)?;
+    }
+    if let Some(first) = advances.first() {
+        remember(transaction, uid, batch, first).await?;
+    }
+    // Last, because all commits of a pipe meet here.
+    let plus = |column: totals::Column, count: u64| -> Result<_, Error> {
+        Ok((column, Expr::col(column).add(to_number("pipe_totals", count)?)))
+    };
+    let mut update = totals::Entity::update_many().filter(totals::Column::PipeUid.eq(uid));
+    for (column, sum) in [
+        plus(totals::Column::Rows, counts.rows)?,
+        plus(totals::Column::RejectedRecords, counts.rejected_records)?,
+        plus(totals::Column::Records, counts.records)?,
+        plus(totals::Column::Bytes, counts.bytes)?,
+        plus(totals::Column::Batches, 1)?,
+    ] {
+        update = update.col_expr(column, sum);
+    }
+    expect_rows(1, update.exec(transaction).await?.rows_affected)
+}
+
+/// Remembers a committed batch under one of its shards, and forgets one that is long past there.
+async fn remember(transaction: &DatabaseTransaction, uid: &str, batch: BatchId, first: &Advance) -> Result<(), Error> {
+    let row = committed::ActiveModel {
+        pipe_uid: Set(uid.to_owned()),
+        batch_id: Set(batch.to_string()),
+        shard_id: Set(first.shard.to_string()),
+        ordinal: Set(to_number("committed_batches.ordinal", first.ordinal)?),
+    };
+    committed::Entity::insert(row)
+        .exec_without_returning(transaction)
+        .await?;
+    let past = to_number("committed_batches.ordinal", first.ordinal.saturating_sub(REMEMBERED))?;
+    committed::Entity::delete_many()
+        .filter(committed::Column::PipeUid.eq(uid))
+        .filter(committed::Column::ShardId.eq(first.shard.as_str()))
+        .filter(committed::Column::Ordinal.lte(past))
+        .exec(transaction)
+        .await?;
+    Ok(())
+}

@@ -1,0 +1,236 @@
+//! The tables as sea-orm sees them. Their shape is made by [`super::migration`]; these modules must agree with it.
+//!
+//! Identifiers, sequence numbers and JSON are text, times are milliseconds since the epoch, so that both databases hold the
+//! same values.
+
+#![allow(unreachable_pub, reason = "sea-orm's derives make public items")]
+
+/// What every entity needs besides its model; no relations, because joins are spelled where they are used.
+macro_rules! entity {
+    () => {
+        /// None.
+        #[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]
+        pub enum Relation {}
+
+        impl ActiveModelBehavior for ActiveModel {}
+    };
+}
+
+/// Pipes, without their specifications.
+pub mod pipe {
+    use sea_orm::entity::prelude::*;
+
+    /// A row.
+    #[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel)]
+    #[sea_orm(table_name = "pipes")]
+    pub struct Model {
+        #[sea_orm(primary_key, auto_increment = false)]
+        pub uid: String,
+        pub project: String,
+        pub pipe_id: String,
+        /// `running` or `stopped`.
+        pub desired: String,
+        /// Current revision.
+        pub revision: i64,
+        /// Rises with each change by a user; part of the etag.
+        pub version: i64,
+        /// JSON.
+        pub fault: Option<String>,
+        /// JSON.
+        pub effective: Option<String>,
+        pub created_millis: i64,
+        pub updated_millis: i64,
+    }
+    entity!();
+}
+
+/// Specifications. Replays need old ones.
+pub mod revision {
+    use sea_orm::entity::prelude::*;
+
+    /// A row.
+    #[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel)]
+    #[sea_orm(table_name = "pipe_revisions")]
+    pub struct Model {
+        #[sea_orm(primary_key, auto_increment = false)]
+        pub pipe_uid: String,
+        #[sea_orm(primary_key, auto_increment = false)]
+        pub revision: i64,
+        /// JSON.
+        pub spec: String,
+        /// JSON.
+        pub resolved: String,
+        pub created_millis: i64,
+    }
+    entity!();
+}
+
+/// Which revision of which pipe refers to which credential.
+pub mod credential_use {
+    use sea_orm::entity::prelude::*;
+
+    /// A row.
+    #[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel)]
+    #[sea_orm(table_name = "pipe_credentials")]
+    pub struct Model {
+        #[sea_orm(primary_key, auto_increment = false)]
+        pub pipe_uid: String,
+        #[sea_orm(primary_key, auto_increment = false)]
+        pub revision: i64,
+        #[sea_orm(primary_key, auto_increment = false)]
+        pub credential_uid: String,
+    }
+    entity!();
+}
+
+/// Committed counts of pipes, apart from them because every commit writes here.
+pub mod totals {
+    use sea_orm::entity::prelude::*;
+
+    /// A row.
+    #[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel)]
+    #[sea_orm(table_name = "pipe_totals")]
+    pub struct Model {
+        #[sea_orm(primary_key, auto_increment = false)]
+        pub pipe_uid: String,
+        pub rows: i64,
+        pub rejected_records: i64,
+        pub records: i64,
+        pub bytes: i64,
+        pub batches: i64,
+    }
+    entity!();
+}
+
+/// Credentials.
+pub mod credential {
+    use sea_orm::entity::prelude::*;
+
+    /// A row.
+    #[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel)]
+    #[sea_orm(table_name = "credentials")]
+    pub struct Model {
+        #[sea_orm(primary_key, auto_increment = false)]
+        pub uid: String,
+        pub project: String,
+        pub credential_id: String,
+        pub display_name: String,
+        /// JSON of what is not secret.
+        pub kind: String,
+        pub fingerprint: String,
+        /// Sealed password or secret access key.
+        pub sealed_secret: Option<Vec<u8>>,
+        /// Sealed session token.
+        pub sealed_token: Option<Vec<u8>>,
+        pub created_millis: i64,
+    }
+    entity!();
+}
+
+/// Shards with their leases and checkpoints.
+pub mod shard {
+    use sea_orm::entity::prelude::*;
+
+    /// A row.
+    #[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel)]
+    #[sea_orm(table_name = "shards")]
+    pub struct Model {
+        #[sea_orm(primary_key, auto_increment = false)]
+        pub pipe_uid: String,
+        #[sea_orm(primary_key, auto_increment = false)]
+        pub shard_id: String,
+        /// JSON list of shard ids.
+        pub parents: String,
+        /// `waiting`, `open` or `finished`.
+        pub phase: String,
+        pub epoch: i64,
+        pub owner_worker: Option<String>,
+        pub owner_incarnation: Option<String>,
+        /// JSON position.
+        pub checkpoint: String,
+        /// Ordinal of the last committed slice.
+        pub committed_ordinal: i64,
+    }
+    entity!();
+}
+
+/// Open batches.
+pub mod batch {
+    use sea_orm::entity::prelude::*;
+
+    /// A row.
+    #[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel)]
+    #[sea_orm(table_name = "batches")]
+    pub struct Model {
+        #[sea_orm(primary_key, auto_increment = false)]
+        pub pipe_uid: String,
+        #[sea_orm(primary_key, auto_increment = false)]
+        pub batch_id: String,
+        pub revision: i64,
+        pub rows: i64,
+        pub rejected_records: i64,
+        pub records: i64,
+        pub bytes: i64,
+        pub digest: Vec<u8>,
+        pub prepared_millis: i64,
+    }
+    entity!();
+}
+
+/// Slices of open batches.
+pub mod slice {
+    use sea_orm::entity::prelude::*;
+
+    /// A row. The primary key says that a shard has one slice of each ordinal.
+    #[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel)]
+    #[sea_orm(table_name = "batch_slices")]
+    pub struct Model {
+        #[sea_orm(primary_key, auto_increment = false)]
+        pub pipe_uid: String,
+        #[sea_orm(primary_key, auto_increment = false)]
+        pub shard_id: String,
+        #[sea_orm(primary_key, auto_increment = false)]
+        pub ordinal: i64,
+        pub batch_id: String,
+        /// Place of the slice in its batch: the order of rows in the block depends on it.
+        pub slice_index: i64,
+        /// JSON position.
+        pub from_exclusive: String,
+        /// Sequence number.
+        pub to_inclusive: String,
+    }
+    entity!();
+}
+
+/// Batches committed lately, each under one of its shards.
+pub mod committed {
+    use sea_orm::entity::prelude::*;
+
+    /// A row.
+    #[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel)]
+    #[sea_orm(table_name = "committed_batches")]
+    pub struct Model {
+        #[sea_orm(primary_key, auto_increment = false)]
+        pub pipe_uid: String,
+        #[sea_orm(primary_key, auto_increment = false)]
+        pub batch_id: String,
+        pub shard_id: String,
+        pub ordinal: i64,
+    }
+    entity!();
+}
+
+/// Facts about the database itself.
+pub mod setting {
+    use sea_orm::entity::prelude::*;
+
+    /// A row.
+    #[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel)]
+    #[sea_orm(table_name = "settings")]
+    pub struct Model {
+        #[sea_orm(primary_key, auto_increment = false)]
+        pub name: String,
+        pub value: Vec<u8>,
+    }
+    entity!();
+}

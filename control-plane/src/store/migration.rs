@@ -1,0 +1,42 @@
+//! The schema, as a list of steps. A step that was released never changes; a new one is added behind it, and must leave
+//! the database usable for the release before (expand first, contract a release later).
+
+use sea_orm::{ConnectionTrait as _, DatabaseTransaction, DbBackend};
+use sea_orm_migration::prelude::*;
+
+use super::Error;
+
+mod m0001_initial;
+
+/// Key of the lock under which one control plane at a time brings a PostgreSQL schema up to date: "millrace" in ASCII.
+const POSTGRES_LOCK: i64 = 0x6d69_6c6c_7261_6365;
+
+struct Migrator;
+
+impl MigratorTrait for Migrator {
+    fn migrations() -> Vec<Box<dyn MigrationTrait>> {
+        vec![Box::new(m0001_initial::Step)]
+    }
+}
+
+/// Brings the schema up to date, inside a transaction: all steps or none.
+pub(super) async fn up(transaction: &DatabaseTransaction) -> Result<(), Error> {
+    if transaction.get_database_backend() == DbBackend::Postgres {
+        transaction
+            .execute_unprepared(&format!("SELECT pg_advisory_xact_lock({POSTGRES_LOCK})"))
+            .await?;
+    }
+    Migrator::install(transaction).await?;
+    let known: Vec<String> = Migrator::migrations()
+        .iter()
+        .map(|step| step.name().to_owned())
+        .collect();
+    let applied = Migrator::get_migration_models(transaction).await?;
+    if let Some(newer) = applied.into_iter().find(|row| !known.contains(&row.version)) {
+        return Err(Error::Newer {
+            migration: newer.version,
+        });
+    }
+    Migrator::up(transaction, None).await?;
+    Ok(())
+}

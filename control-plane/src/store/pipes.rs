@@ -1,0 +1,453 @@
+//! Pipes and their revisions.
+
+use millrace_common::{
+    ids::{Label, PipeName, PipeUid, ProjectName, Revision},
+    pipe::{DesiredState, PipeSpec, ResolvedSpec},
+};
+use sea_orm::{
+    ActiveValue::Set,
+    ColumnTrait as _, ConnectionTrait, DatabaseTransaction, EntityTrait, FromQueryResult, Iterable as _, JoinType,
+    QueryFilter as _, QueryOrder as _, QuerySelect as _, RelationDef, Select,
+    sea_query::{Expr, LockType, OnConflict},
+};
+
+use super::{
+    Effective, Error, NewPipe, PipeChange, Store, StoredFault, StoredPipe, Totals,
+    convert::{from_json, from_millis, from_number, from_text, to_json, to_number},
+    entity::{batch, committed, credential, credential_use, pipe, revision, shard, slice, totals},
+    shards::insert_shards,
+    transaction::write,
+};
+use crate::protocol;
+
+impl Store {
+    /// Stores a pipe with its first revision and its shards.
+    ///
+    /// # Errors
+    /// [`Error::AlreadyExists`], [`Error::CredentialNotFound`], or the database's.
+    pub async fn create_pipe(&self, new: NewPipe) -> Result<StoredPipe, Error> {
+        let now = self.now_millis();
+        let shards = protocol::add(&Default::default(), &new.shards).new;
+        write!(self, |transaction| {
+            let uid = new.uid.to_string();
+            let row = pipe::ActiveModel {
+                uid: Set(uid.clone()),
+                project: Set(new.name.project.0.to_string()),
+                pipe_id: Set(new.name.id.to_string()),
+                desired: Set(desired_text(new.desired).to_owned()),
+                revision: Set(1),
+                version: Set(1),
+                fault: Set(None),
+                effective: Set(optional_json("pipes.effective", new.effective.as_ref())?),
+                created_millis: Set(now),
+                updated_millis: Set(now),
+            };
+            let inserted = pipe::Entity::insert(row)
+                .on_conflict(OnConflict::new().do_nothing().to_owned())
+                .try_insert()
+                .exec_without_returning(&transaction)
+                .await?;
+            if !matches!(inserted, sea_orm::TryInsertResult::Inserted(1..)) {
+                return Err(Error::AlreadyExists {
+                    name: new.name.to_string(),
+                });
+            }
+            insert_revision(&transaction, &uid, Revision(1), &new.spec, &new.resolved, now).await?;
+            let counts = totals::ActiveModel {
+                pipe_uid: Set(uid.clone()),
+                rows: Set(0),
+                rejected_records: Set(0),
+                records: Set(0),
+                bytes: Set(0),
+                batches: Set(0),
+            };
+            totals::Entity::insert(counts)
+                .exec_without_returning(&transaction)
+                .await?;
+            insert_shards(&transaction, &uid, &shards).await?;
+            reread(&transaction, new.uid).await
+        })
+    }
+
+    /// The pipe of that name.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn get_pipe(&self, name: &PipeName) -> Result<Option<StoredPipe>, Error> {
+        let select = select_pipes()
+            .filter(pipe::Column::Project.eq(name.project.0.as_str()))
+            .filter(pipe::Column::PipeId.eq(name.id.as_str()));
+        let row = select.into_model::<PipeRow>().one(&self.inner.read).await?;
+        row.map(StoredPipe::try_from).transpose()
+    }
+
+    /// The pipe of that identity.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn pipe_by_uid(&self, uid: PipeUid) -> Result<Option<StoredPipe>, Error> {
+        find_pipe(&self.inner.read, uid).await
+    }
+
+    /// Pipes of a project in name order, at most `limit`, those behind `after`.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn list_pipes(
+        &self,
+        project: &ProjectName,
+        after: Option<&Label>,
+        limit: u32,
+    ) -> Result<Vec<StoredPipe>, Error> {
+        let mut select = select_pipes().filter(pipe::Column::Project.eq(project.0.as_str()));
+        if let Some(after) = after {
+            select = select.filter(pipe::Column::PipeId.gt(after.as_str()));
+        }
+        let select = select.order_by_asc(pipe::Column::PipeId).limit(u64::from(limit));
+        let rows = select.into_model::<PipeRow>().all(&self.inner.read).await?;
+        rows.into_iter().map(StoredPipe::try_from).collect()
+    }
+
+    /// All pipes, in uid order.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn all_pipes(&self) -> Result<Vec<StoredPipe>, Error> {
+        load_pipes(&self.inner.read).await
+    }
+
+    /// Changes a pipe. A new specification becomes a new revision. A change of nothing changes nothing.
+    ///
+    /// # Errors
+    /// [`Error::PipeNotFound`], [`Error::EtagMismatch`] if the etag is not `expected_etag`, [`Error::CredentialNotFound`], or
+    /// the database's.
+    pub async fn update_pipe(
+        &self,
+        uid: PipeUid,
+        expected_etag: Option<&str>,
+        change: PipeChange,
+    ) -> Result<StoredPipe, Error> {
+        let now = self.now_millis();
+        write!(self, |transaction| {
+            let id = uid.to_string();
+            let row = pipe::Entity::find_by_id(id.clone())
+                .lock(LockType::NoKeyUpdate)
+                .one(&transaction)
+                .await?;
+            let row = row.ok_or(Error::PipeNotFound { uid })?;
+            check_etag(&row, expected_etag)?;
+            let mut update = pipe::Entity::update_many().filter(pipe::Column::Uid.eq(id.as_str()));
+            let PipeChange {
+                spec,
+                desired,
+                effective,
+            } = &change;
+            if spec.is_none() && desired.is_none() && effective.is_none() {
+                return reread(&transaction, uid).await;
+            }
+            if let Some((spec, resolved)) = spec {
+                let next = Revision(from_number("pipes.revision", row.revision)?).next();
+                insert_revision(&transaction, &id, next, spec, resolved, now).await?;
+                update = update.col_expr(
+                    pipe::Column::Revision,
+                    Expr::value(to_number("pipes.revision", next.0)?),
+                );
+            }
+            if let Some(desired) = desired {
+                update = update.col_expr(pipe::Column::Desired, Expr::value(desired_text(*desired)));
+            }
+            if let Some(effective) = effective {
+                let text = to_json("pipes.effective", effective)?;
+                update = update.col_expr(pipe::Column::Effective, Expr::value(text));
+            }
+            let update = update
+                .col_expr(pipe::Column::Version, Expr::value(row.version + 1))
+                .col_expr(pipe::Column::UpdatedMillis, Expr::value(now));
+            update.exec(&transaction).await?;
+            reread(&transaction, uid).await
+        })
+    }
+
+    /// Notes trouble of a pipe, or that there is none any more. Observed, not wanted: the etag stays. False if there is no
+    /// such pipe.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn set_pipe_fault(&self, uid: PipeUid, fault: Option<&StoredFault>) -> Result<bool, Error> {
+        let text = optional_json("pipes.fault", fault)?;
+        self.observe(uid, pipe::Column::Fault, text).await
+    }
+
+    /// Notes what is promised in effect. Observed, not wanted: the etag stays. False if there is no such pipe.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn set_pipe_effective(&self, uid: PipeUid, effective: &Effective) -> Result<bool, Error> {
+        let text = to_json("pipes.effective", effective)?;
+        self.observe(uid, pipe::Column::Effective, Some(text)).await
+    }
+
+    async fn observe(&self, uid: PipeUid, column: pipe::Column, value: Option<String>) -> Result<bool, Error> {
+        write!(self, |transaction| {
+            let update = pipe::Entity::update_many()
+                .col_expr(column, Expr::value(value.clone()))
+                .filter(pipe::Column::Uid.eq(uid.to_string()));
+            Ok(update.exec(&transaction).await?.rows_affected > 0)
+        })
+    }
+
+    /// Removes a pipe with its shards, batches and revisions. False if there is none of that name.
+    ///
+    /// # Errors
+    /// [`Error::EtagMismatch`], or the database's.
+    pub async fn delete_pipe(&self, name: &PipeName, expected_etag: Option<&str>) -> Result<bool, Error> {
+        write!(self, |transaction| {
+            let row = pipe::Entity::find()
+                .filter(pipe::Column::Project.eq(name.project.0.as_str()))
+                .filter(pipe::Column::PipeId.eq(name.id.as_str()))
+                .lock(LockType::Update)
+                .one(&transaction)
+                .await?;
+            let Some(row) = row else { return Ok(false) };
+            check_etag(&row, expected_etag)?;
+            let uid = row.uid.as_str();
+            // Shards are locked first and in order, as Prepare and Commit do it.
+            super::ledger::load_shards(&transaction, uid, super::ledger::Scope::All, true).await?;
+            slice::Entity::delete_many()
+                .filter(slice::Column::PipeUid.eq(uid))
+                .exec(&transaction)
+                .await?;
+            batch::Entity::delete_many()
+                .filter(batch::Column::PipeUid.eq(uid))
+                .exec(&transaction)
+                .await?;
+            committed::Entity::delete_many()
+                .filter(committed::Column::PipeUid.eq(uid))
+                .exec(&transaction)
+                .await?;
+            shard::Entity::delete_many()
+                .filter(shard::Column::PipeUid.eq(uid))
+                .exec(&transaction)
+                .await?;
+            totals::Entity::delete_many()
+                .filter(totals::Column::PipeUid.eq(uid))
+                .exec(&transaction)
+                .await?;
+            let uses = credential_use::Entity::delete_many().filter(credential_use::Column::PipeUid.eq(uid));
+            uses.exec(&transaction).await?;
+            revision::Entity::delete_many()
+                .filter(revision::Column::PipeUid.eq(uid))
+                .exec(&transaction)
+                .await?;
+            pipe::Entity::delete_many()
+                .filter(pipe::Column::Uid.eq(uid))
+                .exec(&transaction)
+                .await?;
+            Ok(true)
+        })
+    }
+
+    /// A revision of a pipe. Old ones are kept as long as a batch may have been made with them.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn revision(&self, uid: PipeUid, revision: Revision) -> Result<Option<(PipeSpec, ResolvedSpec)>, Error> {
+        let Ok(number) = i64::try_from(revision.0) else {
+            return Ok(None);
+        };
+        let row = revision::Entity::find_by_id((uid.to_string(), number))
+            .one(&self.inner.read)
+            .await?;
+        let parse = |row: revision::Model| {
+            Ok((
+                from_json("pipe_revisions.spec", &row.spec)?,
+                from_json("pipe_revisions.resolved", &row.resolved)?,
+            ))
+        };
+        row.map(parse).transpose()
+    }
+}
+
+/// A pipe with what is stored beside it.
+#[derive(FromQueryResult)]
+struct PipeRow {
+    uid: String,
+    project: String,
+    pipe_id: String,
+    desired: String,
+    revision: i64,
+    version: i64,
+    fault: Option<String>,
+    effective: Option<String>,
+    created_millis: i64,
+    updated_millis: i64,
+    spec: String,
+    resolved: String,
+    rows: i64,
+    rejected_records: i64,
+    records: i64,
+    bytes: i64,
+    batches: i64,
+}
+
+fn select_pipes() -> Select<pipe::Entity> {
+    let current: RelationDef = pipe::Entity::belongs_to(revision::Entity)
+        .from((pipe::Column::Uid, pipe::Column::Revision))
+        .to((revision::Column::PipeUid, revision::Column::Revision))
+        .into();
+    let counts: RelationDef = pipe::Entity::belongs_to(totals::Entity)
+        .from(pipe::Column::Uid)
+        .to(totals::Column::PipeUid)
+        .into();
+    pipe::Entity::find()
+        .select_only()
+        .columns(pipe::Column::iter())
+        .columns([revision::Column::Spec, revision::Column::Resolved])
+        .columns(totals::Column::iter().filter(|column| !matches!(column, totals::Column::PipeUid)))
+        .join(JoinType::InnerJoin, current)
+        .join(JoinType::InnerJoin, counts)
+}
+
+/// All pipes, in uid order.
+pub(super) async fn load_pipes(connection: &impl ConnectionTrait) -> Result<Vec<StoredPipe>, Error> {
+    let rows = select_pipes()
+        .order_by_asc(pipe::Column::Uid)
+        .into_model::<PipeRow>()
+        .all(connection)
+        .await?;
+    rows.into_iter().map(StoredPipe::try_from).collect()
+}
+
+/// One pipe.
+pub(super) async fn find_pipe(connection: &impl ConnectionTrait, uid: PipeUid) -> Result<Option<StoredPipe>, Error> {
+    let select = select_pipes().filter(pipe::Column::Uid.eq(uid.to_string()));
+    let row = select.into_model::<PipeRow>().one(connection).await?;
+    row.map(StoredPipe::try_from).transpose()
+}
+
+/// A pipe that was just written.
+async fn reread(transaction: &DatabaseTransaction, uid: PipeUid) -> Result<StoredPipe, Error> {
+    find_pipe(transaction, uid).await?.ok_or(Error::PipeNotFound { uid })
+}
+
+async fn insert_revision(
+    transaction: &DatabaseTransaction,
+    uid: &str,
+    number: Revision,
+    spec: &PipeSpec,
+    resolved: &ResolvedSpec,
+    now: i64,
+) -> Result<(), Error> {
+    let resolved = ResolvedSpec {
+        revision: number,
+        ..resolved.clone()
+    };
+    let number = to_number("pipe_revisions.revision", number.0)?;
+    let row = revision::ActiveModel {
+        pipe_uid: Set(uid.to_owned()),
+        revision: Set(number),
+        spec: Set(to_json("pipe_revisions.spec", spec)?),
+        resolved: Set(to_json("pipe_revisions.resolved", &resolved)?),
+        created_millis: Set(now),
+    };
+    revision::Entity::insert(row)
+        .exec_without_returning(transaction)
+        .await?;
+    let mut names = vec![&spec.source.credential, &spec.destination.credential];
+    names.sort();
+    names.dedup();
+    for name in names {
+        // Locked against deletion until the reference to it is committed.
+        let row = credential::Entity::find()
+            .filter(credential::Column::Project.eq(name.project.0.as_str()))
+            .filter(credential::Column::CredentialId.eq(name.id.as_str()))
+            .lock(LockType::KeyShare)
+            .one(transaction)
+            .await?
+            .ok_or_else(|| Error::CredentialNotFound { name: name.clone() })?;
+        let used = credential_use::ActiveModel {
+            pipe_uid: Set(uid.to_owned()),
+            revision: Set(number),
+            credential_uid: Set(row.uid),
+        };
+        credential_use::Entity::insert(used)
+            .exec_without_returning(transaction)
+            .await?;
+    }
+    Ok(())
+}
+
+/// The uid is in it because a pipe that is deleted and made again starts over at version 1.
+fn etag(uid: &str, version: i64) -> String {
+    format!("{}-{version}", uid.get(..8).unwrap_or(uid))
+}
+
+fn check_etag(row: &pipe::Model, expected: Option<&str>) -> Result<(), Error> {
+    let found = etag(&row.uid, row.version);
+    match expected {
+        Some(expected) if expected != found => Err(Error::EtagMismatch {
+            expected: expected.to_owned(),
+            found,
+        }),
+        _ => Ok(()),
+    }
+}
+
+fn desired_text(desired: DesiredState) -> &'static str {
+    match desired {
+        DesiredState::Running => "running",
+        DesiredState::Stopped => "stopped",
+    }
+}
+
+fn optional_json(place: &'static str, value: Option<&impl serde::Serialize>) -> Result<Option<String>, Error> {
+    value.map(|value| to_json(place, value)).transpose()
+}
+
+impl TryFrom<PipeRow> for StoredPipe {
+    type Error = Error;
+
+    fn try_from(row: PipeRow) -> Result<Self, Error> {
+        let desired = match row.desired.as_str() {
+            "running" => DesiredState::Running,
+            "stopped" => DesiredState::Stopped,
+            other => {
+                return Err(Error::Corrupt {
+                    place: "pipes.desired",
+                    what: format!("{other:?}"),
+                });
+            }
+        };
+        Ok(StoredPipe {
+            uid: from_text("pipes.uid", &row.uid)?,
+            name: PipeName {
+                project: ProjectName(from_text("pipes.project", &row.project)?),
+                id: from_text("pipes.pipe_id", &row.pipe_id)?,
+            },
+            spec: from_json("pipe_revisions.spec", &row.spec)?,
+            resolved: from_json("pipe_revisions.resolved", &row.resolved)?,
+            desired,
+            revision: Revision(from_number("pipes.revision", row.revision)?),
+            etag: etag(&row.uid, row.version),
+            fault: row
+                .fault
+                .as_deref()
+                .map(|text| from_json("pipes.fault", text))
+                .transpose()?,
+            effective: row
+                .effective
+                .as_deref()
+                .map(|text| from_json("pipes.effective", text))
+                .transpose()?,
+            totals: Totals {
+                rows: from_number("pipe_totals.rows", row.rows)?,
+                rejected_records: from_number("pipe_totals.rejected_records", row.rejected_records)?,
+                records: from_number("pipe_totals.records", row.records)?,
+                bytes: from_number("pipe_totals.bytes", row.bytes)?,
+                batches: from_number("pipe_totals.batches", row.batches)?,
+            },
+            created: from_millis("pipes.created_millis", row.created_millis)?,
+            updated: from_millis("pipes.updated_millis", row.updated_millis)?,
+        })
+    }
+}

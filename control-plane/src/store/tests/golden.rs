@@ -1,0 +1,166 @@
+//! The stored JSON, byte for byte. A change here is a change of what databases out there hold: the old form must still
+//! be read.
+
+use std::{collections::BTreeMap, fmt::Debug, time::Duration};
+
+use millrace_common::{
+    ids::Revision,
+    pipe::{
+        Column, Compression, Delivery, Destination, FieldMapping, KinesisSource, MappedColumn, PartitionBy, PipeSpec,
+        ResolvedSpec, Settings, StartPosition, StreamIdentity, StreamRef, TableDefinition, TableEngine,
+    },
+    position::Position,
+};
+use serde::{Serialize, de::DeserializeOwned};
+
+use crate::store::{CredentialKind, Effective, StoredFault};
+
+fn check<T: Serialize + DeserializeOwned + PartialEq + Debug>(golden: &str, value: &T) {
+    let text = serde_json::to_string_pretty(value).unwrap() + "\n";
+    assert_eq!(text, golden, "a new write is not what the golden file holds");
+    let read: T = serde_json::from_str(golden).unwrap();
+    assert_eq!(&read, value);
+}
+
+/// A specification that uses everything.
+pub(super) fn spec() -> PipeSpec {
+    PipeSpec {
+        display_name: "Events – prod".to_owned(),
+        annotations: BTreeMap::from([("team".to_owned(), "data".to_owned())]),
+        source: KinesisSource {
+            stream: StreamRef::Name("events".to_owned()),
+            region: "eu-central-1".to_owned(),
+            start: StartPosition::AtTimestamp("2026-11-22T12:00:00.123Z".parse().unwrap()),
+            credential: "projects/default/credentials/aws".parse().unwrap(),
+            endpoint: Some("https://kinesis.example.com".to_owned()),
+        },
+        destination: Destination {
+            endpoint: "https://ch.example.com:8443".to_owned(),
+            credential: "projects/default/credentials/clickhouse".parse().unwrap(),
+            database: "default".to_owned(),
+            table: "events".to_owned(),
+            error_table: "events_millrace_error".to_owned(),
+            managed: Some(TableDefinition {
+                engine: TableEngine::MergeTree,
+                sorting_key: vec!["time".to_owned()],
+                partition_by: Some(PartitionBy {
+                    function: Some("toYYYYMM".to_owned()),
+                    column: "time".to_owned(),
+                }),
+            }),
+            columns: vec![Column {
+                name: "time".to_owned(),
+                data_type: "DateTime64(3, 'UTC')".to_owned(),
+            }],
+        },
+        field_mappings: vec![FieldMapping {
+            source_field: "a.b".to_owned(),
+            destination_field: "time".to_owned(),
+        }],
+        replicas: 2,
+        settings: Settings {
+            max_batch_rows: 50_000,
+            max_batch_bytes: 10_000_000,
+            max_insert_wait: Duration::from_millis(1_500),
+            compression: Compression::None,
+            delivery: Delivery::AtLeastOnce,
+        },
+    }
+}
+
+/// The same resolved.
+pub(super) fn resolved() -> ResolvedSpec {
+    ResolvedSpec {
+        revision: Revision(7),
+        stream: StreamIdentity {
+            arn: "arn:aws:kinesis:eu-central-1:123456789012:stream/events".to_owned(),
+            name: "events".to_owned(),
+            created: "2026-11-01T00:00:00Z".parse().unwrap(),
+        },
+        time_zone: "Europe/Berlin".to_owned(),
+        columns: vec![MappedColumn {
+            name: "time".to_owned(),
+            data_type: "DateTime64(3, 'UTC')".to_owned(),
+            has_default: true,
+            source_field: "a.b".to_owned(),
+        }],
+    }
+}
+
+#[test]
+fn pipe_spec() {
+    check(include_str!("../golden/pipe_spec.json"), &spec());
+}
+
+#[test]
+fn plain_pipe_spec() {
+    let mut plain = spec();
+    plain.annotations.clear();
+    plain.source.stream = StreamRef::Arn(resolved().stream.arn);
+    plain.source.start = StartPosition::Latest;
+    plain.source.endpoint = None;
+    plain.destination.managed = None;
+    plain.destination.columns.clear();
+    plain.field_mappings.clear();
+    plain.replicas = 1;
+    plain.settings = Settings::default();
+    check(include_str!("../golden/pipe_spec_plain.json"), &plain);
+}
+
+#[test]
+fn resolved_spec() {
+    check(include_str!("../golden/resolved_spec.json"), &resolved());
+}
+
+#[test]
+fn positions() {
+    let sequence_number = "49590338271490256608559692538361571095921575989136588898";
+    check(
+        include_str!("../golden/positions.json"),
+        &vec![
+            Position::TrimHorizon,
+            Position::AtTimestamp("2026-11-22T12:00:00.123456Z".parse().unwrap()),
+            Position::After(sequence_number.parse().unwrap()),
+        ],
+    );
+}
+
+#[test]
+fn observations() {
+    check(
+        include_str!("../golden/effective.json"),
+        &Effective {
+            delivery: Delivery::ExactlyOnce,
+            reason: "the table keeps 10000 tokens".to_owned(),
+        },
+    );
+    check(
+        include_str!("../golden/fault.json"),
+        &StoredFault {
+            reason: millrace_common::reason::SOURCE_ACCESS_DENIED.to_owned(),
+            message: "allow kinesis:ListShards".to_owned(),
+            permanent: true,
+        },
+    );
+}
+
+#[test]
+fn credential_kinds() {
+    check(
+        include_str!("../golden/credential_kinds.json"),
+        &vec![
+            CredentialKind::AwsKeys {
+                access_key_id: "AKIA".to_owned(),
+            },
+            CredentialKind::AwsRole {
+                role_arn: "arn:aws:iam::123456789012:role/x".to_owned(),
+                external_id: None,
+                session_name: "millrace".to_owned(),
+            },
+            CredentialKind::AwsAmbient,
+            CredentialKind::ClickHouseUser {
+                username: "default".to_owned(),
+            },
+        ],
+    );
+}

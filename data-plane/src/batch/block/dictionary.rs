@@ -1,0 +1,164 @@
+//! A `LowCardinality` column: each distinct value once, in order of appearance, and an index per row.
+//!
+//! Invariant: the dictionary holds exactly its fixed first entries and the values that rows refer to, in the order in
+//! which rows first referred to them; so cutting rows off leaves the bytes that would be there without them.
+
+use hashbrown::HashTable;
+use xxhash_rust::xxh3::xxh3_64;
+
+use super::column::Column;
+
+/// The serialization with one dictionary per block.
+const KEYS_WITH_ADDITIONAL: u64 = 1;
+/// Flags of that serialization: additional keys follow, and they are all the keys there are.
+const HAS_ADDITIONAL_KEYS: u64 = 0x600;
+
+/// A dictionary and the rows that refer to it.
+#[derive(Debug, Clone)]
+pub(crate) struct Dictionary {
+    /// Entry 0 is NULL if the column is nullable, else the default; both are written as the default value.
+    values: Column,
+    /// Where each entry starts in the values' bytes.
+    starts: Vec<usize>,
+    /// The row that brought each entry in.
+    first_rows: Vec<usize>,
+    indexes: Vec<u32>,
+    nullable: bool,
+    table: HashTable<u32>,
+}
+
+impl Dictionary {
+    pub(crate) fn new(mut values: Column, nullable: bool) -> Dictionary {
+        values.push_default();
+        let mut dictionary = Dictionary {
+            values,
+            starts: vec![0],
+            first_rows: vec![0],
+            indexes: Vec::new(),
+            nullable,
+            table: HashTable::new(),
+        };
+        if !nullable {
+            dictionary.enter(0);
+        }
+        dictionary
+    }
+
+    pub(crate) fn rows(&self) -> usize {
+        self.indexes.len()
+    }
+
+    pub(crate) fn values_mut(&mut self) -> &mut Column {
+        &mut self.values
+    }
+
+    /// NULL, or the default value: both are entry 0.
+    pub(crate) fn push_default(&mut self) {
+        self.indexes.push(0);
+    }
+
+    /// Ends a row whose value was just appended to the values.
+    #[inline]
+    pub(crate) fn intern_last(&mut self) {
+        let entries = self.starts.len();
+        let start = self.values.flat_bytes_before_last(entries);
+        let bytes = &self.values.flat_bytes()[start..];
+        let hash = xxh3_64(bytes);
+        let (all, starts) = (self.values.flat_bytes(), &self.starts);
+        let known = self.table.find(hash, |index| {
+            let index = *index as usize;
+            let end = starts.get(index + 1).copied().unwrap_or(start);
+            &all[starts[index]..end] == bytes
+        });
+        if let Some(index) = known {
+            self.indexes.push(*index);
+            self.values.pop_flat();
+            return;
+        }
+        self.starts.push(start);
+        self.first_rows.push(self.indexes.len());
+        self.indexes.push(entries as u32);
+        self.enter(entries as u32);
+    }
+
+    fn enter(&mut self, index: u32) {
+        let (all, starts) = (self.values.flat_bytes(), &self.starts);
+        let hash_of = |index: &u32| {
+            let index = *index as usize;
+            xxh3_64(&all[starts[index]..starts.get(index + 1).copied().unwrap_or(all.len())])
+        };
+        let hash = hash_of(&index);
+        self.table.insert_unique(hash, index, hash_of);
+    }
+
+    pub(crate) fn truncate(&mut self, rows: usize) {
+        // A decoding that failed may have left a value without its row.
+        self.values.truncate(self.starts.len());
+        self.indexes.truncate(rows);
+        while self.starts.len() > 1 && self.first_rows.last().is_some_and(|first| *first >= rows) {
+            let index = (self.starts.len() - 1) as u32;
+            let start = self.starts[index as usize];
+            let hash = xxh3_64(&self.values.flat_bytes()[start..]);
+            if let Ok(entry) = self.table.find_entry(hash, |candidate| *candidate == index) {
+                entry.remove();
+            }
+            self.starts.pop();
+            self.first_rows.pop();
+            self.values.truncate(self.starts.len());
+        }
+    }
+
+    pub(crate) fn clear(&mut self) {
+        // Faster than taking entries out one by one.
+        self.indexes.clear();
+        self.table.clear();
+        self.starts.truncate(1);
+        self.first_rows.truncate(1);
+        self.values.truncate(1);
+        if !self.nullable {
+            self.enter(0);
+        }
+    }
+
+    fn index_width(&self) -> usize {
+        match self.starts.len() {
+            0..=0x100 => 1,
+            0x101..=0x1_0000 => 2,
+            _ => 4,
+        }
+    }
+
+    pub(crate) fn encoded_bytes(&self) -> usize {
+        if self.indexes.is_empty() {
+            return 8;
+        }
+        8 + 24 + self.values.encoded_bytes() + self.indexes.len() * self.index_width()
+    }
+
+    pub(crate) fn write_prefix(out: &mut Vec<u8>) {
+        out.extend_from_slice(&KEYS_WITH_ADDITIONAL.to_le_bytes());
+    }
+
+    pub(crate) fn write_data(&self, out: &mut Vec<u8>) {
+        if self.indexes.is_empty() {
+            return;
+        }
+        let width = self.index_width();
+        let width_code = width.trailing_zeros() as u64;
+        out.extend_from_slice(&(HAS_ADDITIONAL_KEYS | width_code).to_le_bytes());
+        out.extend_from_slice(&(self.starts.len() as u64).to_le_bytes());
+        out.extend_from_slice(self.values.flat_bytes());
+        out.extend_from_slice(&(self.indexes.len() as u64).to_le_bytes());
+        match width {
+            1 => out.extend(self.indexes.iter().map(|index| *index as u8)),
+            2 => self
+                .indexes
+                .iter()
+                .for_each(|index| out.extend_from_slice(&(*index as u16).to_le_bytes())),
+            _ => self
+                .indexes
+                .iter()
+                .for_each(|index| out.extend_from_slice(&index.to_le_bytes())),
+        }
+    }
+}

@@ -1,0 +1,273 @@
+//! The order of a lane's open batches. Pure: it is told what has happened and says what may be done next; whoever asks
+//! does it and tells how it went.
+//!
+//! ```text
+//!   Building -> Built -> Preparing -> Prepared -> Sending -> Sent -> Committing -> (gone)
+//!                          one at a time,   ^       side by side       the oldest of each
+//!                          oldest first     |                          of its shards first
+//!                              Rebuilding --'  (a replay: it was prepared by an earlier owner)
+//! ```
+//!
+//! Invariants:
+//! - the batches of a shard are prepared and committed in the order in which they were built;
+//! - a batch is sent only after it was prepared;
+//! - when a shard is lost, no batch of it stays, and for every other shard what stays is a prefix of what was there.
+
+use std::collections::{BTreeSet, VecDeque};
+
+use millrace_common::ids::{BatchId, ShardId};
+
+/// Something to do now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Step {
+    /// Record the batch in the control plane.
+    Prepare(BatchId),
+    /// Insert it into ClickHouse.
+    Send(BatchId),
+    /// Move the checkpoints over it.
+    Commit(BatchId),
+}
+
+impl Step {
+    /// The batch that the step is about.
+    pub fn batch(self) -> BatchId {
+        match self {
+            Step::Prepare(id) | Step::Send(id) | Step::Commit(id) => id,
+        }
+    }
+}
+
+/// How a batch becomes allowed to be sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Admission {
+    /// It has to be prepared.
+    Prepare,
+    /// It never will be: at least once is enough.
+    Unrecorded,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Phase {
+    Building,
+    Built,
+    Preparing,
+    Rebuilding,
+    Prepared,
+    Sending,
+    Sent,
+    Committing,
+}
+
+impl Phase {
+    /// The control plane may know of the batch.
+    fn may_be_recorded(self) -> bool {
+        self >= Phase::Preparing
+    }
+}
+
+#[derive(Debug, Clone)]
+struct Entry {
+    id: BatchId,
+    shards: BTreeSet<ShardId>,
+    phase: Phase,
+    replay: bool,
+}
+
+impl Entry {
+    fn touches(&self, shards: &BTreeSet<ShardId>) -> bool {
+        !self.shards.is_disjoint(shards)
+    }
+}
+
+/// What has to go because shards were lost.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Dropped {
+    /// Batches that are no longer tracked, oldest first.
+    pub batches: Vec<BatchId>,
+    /// Shards that can no longer be advanced: the given ones, and all that share a recorded batch with them, because
+    /// the shards of a recorded batch have one owner until it is resolved.
+    pub lost: BTreeSet<ShardId>,
+    /// Shards that are still held and have to be read again from the first dropped batch on.
+    pub rewound: BTreeSet<ShardId>,
+}
+
+/// The open batches of a lane, oldest first.
+#[derive(Debug, Default)]
+pub struct Tracker {
+    entries: VecDeque<Entry>,
+}
+
+impl Tracker {
+    /// None open.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Whether no batch is open.
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// Number of open batches that were cut here, with the one that is being built. Replays do not count: there are as
+    /// many as an earlier owner left.
+    pub fn cut_here(&self) -> usize {
+        self.entries.iter().filter(|entry| !entry.replay).count()
+    }
+
+    /// Whether a batch of this shard is open.
+    pub fn holds(&self, shard: &ShardId) -> bool {
+        self.entries.iter().any(|entry| entry.shards.contains(shard))
+    }
+
+    /// Whether this batch is tracked.
+    pub fn contains(&self, id: BatchId) -> bool {
+        self.entries.iter().any(|entry| entry.id == id)
+    }
+
+    /// A batch is being built from records of these shards.
+    pub fn building(&mut self, id: BatchId, shards: BTreeSet<ShardId>) {
+        self.entries.push_back(Entry {
+            id,
+            shards,
+            phase: Phase::Building,
+            replay: false,
+        });
+    }
+
+    /// A batch that an earlier owner prepared is being rebuilt. It comes before whatever is built of its shards.
+    pub fn rebuilding(&mut self, id: BatchId, shards: BTreeSet<ShardId>) {
+        self.entries.push_back(Entry {
+            id,
+            shards,
+            phase: Phase::Rebuilding,
+            replay: true,
+        });
+    }
+
+    /// The batch was rebuilt as it had been. Returns false if it was dropped meanwhile.
+    pub fn rebuilt(&mut self, id: BatchId) -> bool {
+        let Some(entry) = self.entry(id, Phase::Rebuilding) else {
+            return false;
+        };
+        entry.phase = Phase::Prepared;
+        true
+    }
+
+    /// The batch is built and covers these of the shards. Returns false if it was dropped meanwhile.
+    pub fn built(&mut self, id: BatchId, shards: BTreeSet<ShardId>, admission: Admission) -> bool {
+        let Some(entry) = self.entry(id, Phase::Building) else {
+            return false;
+        };
+        entry.shards = shards;
+        entry.phase = match admission {
+            Admission::Prepare => Phase::Built,
+            Admission::Unrecorded => Phase::Prepared,
+        };
+        true
+    }
+
+    /// Nothing came of the batch that was being built.
+    pub fn nothing_built(&mut self, id: BatchId) {
+        self.entries
+            .retain(|entry| entry.id != id || entry.phase != Phase::Building);
+    }
+
+    /// The next thing to do. It counts as begun. Completions come before new work.
+    pub fn next_step(&mut self) -> Option<Step> {
+        self.next_commit()
+            .or_else(|| self.next_send())
+            .or_else(|| self.next_prepare())
+    }
+
+    fn next_commit(&mut self) -> Option<Step> {
+        let mut blocked = BTreeSet::new();
+        let mut found = None;
+        for (index, entry) in self.entries.iter().enumerate() {
+            if entry.phase == Phase::Sent && !entry.touches(&blocked) {
+                found = Some(index);
+                break;
+            }
+            blocked.extend(entry.shards.iter().cloned());
+        }
+        self.begin(found?, Phase::Committing).map(Step::Commit)
+    }
+
+    fn next_send(&mut self) -> Option<Step> {
+        let index = self.entries.iter().position(|entry| entry.phase == Phase::Prepared)?;
+        self.begin(index, Phase::Sending).map(Step::Send)
+    }
+
+    fn next_prepare(&mut self) -> Option<Step> {
+        if self.entries.iter().any(|entry| entry.phase == Phase::Preparing) {
+            return None;
+        }
+        let index = self.entries.iter().position(|entry| entry.phase <= Phase::Built)?;
+        if self.entries.get(index)?.phase == Phase::Building {
+            return None;
+        }
+        self.begin(index, Phase::Preparing).map(Step::Prepare)
+    }
+
+    fn begin(&mut self, index: usize, phase: Phase) -> Option<BatchId> {
+        let entry = self.entries.get_mut(index)?;
+        entry.phase = phase;
+        Some(entry.id)
+    }
+
+    /// The step was done. Returns false if the batch was dropped meanwhile.
+    pub fn done(&mut self, step: Step) -> bool {
+        let (from, to) = match step {
+            Step::Prepare(_) => (Phase::Preparing, Some(Phase::Prepared)),
+            Step::Send(_) => (Phase::Sending, Some(Phase::Sent)),
+            Step::Commit(_) => (Phase::Committing, None),
+        };
+        let id = step.batch();
+        let Some(entry) = self.entry(id, from) else {
+            return false;
+        };
+        match to {
+            Some(phase) => entry.phase = phase,
+            None => self.entries.retain(|entry| entry.id != id),
+        }
+        true
+    }
+
+    fn entry(&mut self, id: BatchId, phase: Phase) -> Option<&mut Entry> {
+        self.entries
+            .iter_mut()
+            .find(|entry| entry.id == id && entry.phase == phase)
+    }
+
+    /// Shards were lost: drops their batches and says what else follows from it.
+    pub fn drop_shards(&mut self, lost: BTreeSet<ShardId>) -> Dropped {
+        let mut dropped = Dropped {
+            lost,
+            ..Dropped::default()
+        };
+        // Recorded batches tie their shards together, through any number of batches.
+        loop {
+            let before = dropped.lost.len();
+            for entry in self.entries.iter().filter(|entry| entry.phase.may_be_recorded()) {
+                if entry.touches(&dropped.lost) {
+                    dropped.lost.extend(entry.shards.iter().cloned());
+                }
+            }
+            if dropped.lost.len() == before {
+                break;
+            }
+        }
+        // Then, oldest first, all of these shards, and of the others what can no longer follow without a gap.
+        self.entries.retain(|entry| {
+            let keep = !entry.touches(&dropped.lost) && !entry.touches(&dropped.rewound);
+            if !keep {
+                dropped.batches.push(entry.id);
+                dropped.rewound.extend(entry.shards.difference(&dropped.lost).cloned());
+            }
+            keep
+        });
+        dropped
+    }
+}
+
+#[cfg(test)]
+mod tests;

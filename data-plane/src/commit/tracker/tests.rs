@@ -1,0 +1,247 @@
+//! The order of open batches: examples, then lists of random actions with the invariants checked after each.
+
+use std::collections::BTreeMap;
+
+use proptest::prelude::*;
+
+use super::*;
+
+fn shard(n: u8) -> ShardId {
+    format!("shardId-{n:012}").parse().expect("a shard id")
+}
+
+fn shards(of: &[u8]) -> BTreeSet<ShardId> {
+    of.iter().map(|n| shard(*n)).collect()
+}
+
+fn built(tracker: &mut Tracker, of: &[u8]) -> BatchId {
+    let id = BatchId::new();
+    tracker.building(id, shards(of));
+    assert!(tracker.built(id, shards(of), Admission::Prepare));
+    id
+}
+
+#[test]
+fn one_is_prepared_at_a_time_and_sends_overlap() {
+    let mut tracker = Tracker::new();
+    let (a, b) = (built(&mut tracker, &[0]), built(&mut tracker, &[0]));
+    assert_eq!(tracker.cut_here(), 2);
+    assert_eq!(tracker.next_step(), Some(Step::Prepare(a)));
+    assert_eq!(tracker.next_step(), None, "b waits until a is recorded");
+    assert!(tracker.done(Step::Prepare(a)));
+    assert_eq!(tracker.next_step(), Some(Step::Send(a)));
+    assert_eq!(tracker.next_step(), Some(Step::Prepare(b)));
+    assert!(tracker.done(Step::Prepare(b)));
+    assert_eq!(tracker.next_step(), Some(Step::Send(b)));
+    assert!(tracker.done(Step::Send(b)));
+    assert_eq!(tracker.next_step(), None, "b waits for a, which is older");
+    assert!(tracker.done(Step::Send(a)));
+    assert_eq!(tracker.next_step(), Some(Step::Commit(a)));
+    assert_eq!(tracker.next_step(), None);
+    assert!(tracker.done(Step::Commit(a)));
+    assert_eq!(tracker.next_step(), Some(Step::Commit(b)));
+    assert!(tracker.done(Step::Commit(b)));
+    assert!(tracker.is_empty());
+}
+
+#[test]
+fn other_shards_commit_past_a_slow_batch() {
+    let mut tracker = Tracker::new();
+    let (a, b) = (BatchId::new(), BatchId::new());
+    for (id, of) in [(a, [0]), (b, [1])] {
+        tracker.building(id, shards(&of));
+        assert!(tracker.built(id, shards(&of), Admission::Unrecorded));
+    }
+    assert_eq!(tracker.next_step(), Some(Step::Send(a)));
+    assert_eq!(tracker.next_step(), Some(Step::Send(b)));
+    assert!(tracker.done(Step::Send(b)));
+    assert_eq!(tracker.next_step(), Some(Step::Commit(b)));
+}
+
+#[test]
+fn a_lost_shard_takes_recorded_company_with_it_and_rewinds_the_rest() {
+    let mut tracker = Tracker::new();
+    let recorded = built(&mut tracker, &[0, 1]);
+    assert_eq!(tracker.next_step(), Some(Step::Prepare(recorded)));
+    let mixed = built(&mut tracker, &[1, 2]);
+    let follows = built(&mut tracker, &[2, 3]);
+    let apart = built(&mut tracker, &[4]);
+    let dropped = tracker.drop_shards(shards(&[0]));
+    assert_eq!(dropped.batches, [recorded, mixed, follows]);
+    assert_eq!(dropped.lost, shards(&[0, 1]));
+    assert_eq!(dropped.rewound, shards(&[2, 3]));
+    assert!(
+        !tracker.done(Step::Prepare(recorded)),
+        "an answer that comes late changes nothing"
+    );
+    assert_eq!(tracker.next_step(), Some(Step::Prepare(apart)));
+}
+
+#[test]
+fn a_batch_that_is_being_built_holds_back_the_next_prepare() {
+    let mut tracker = Tracker::new();
+    let id = BatchId::new();
+    tracker.building(id, shards(&[0, 1]));
+    assert!(tracker.holds(&shard(1)));
+    assert_eq!(tracker.next_step(), None);
+    assert!(tracker.built(id, shards(&[0]), Admission::Prepare));
+    assert!(!tracker.holds(&shard(1)), "its records were left over");
+    tracker.nothing_built(id);
+    assert!(tracker.contains(id), "only what is being built can come to nothing");
+}
+
+#[test]
+fn a_replay_ties_its_shards_before_it_is_rebuilt() {
+    let mut tracker = Tracker::new();
+    let id = BatchId::new();
+    tracker.rebuilding(id, shards(&[0, 1]));
+    assert_eq!((tracker.next_step(), tracker.cut_here()), (None, 0));
+    assert_eq!(tracker.drop_shards(shards(&[1])).lost, shards(&[0, 1]));
+    assert!(!tracker.rebuilt(id));
+}
+
+#[derive(Debug, Clone)]
+enum Action {
+    Build(BTreeSet<u8>, bool),
+    Step,
+    Finish(usize),
+    Lose(u8),
+}
+
+fn action() -> impl Strategy<Value = Action> {
+    prop_oneof![
+        3 => (prop::collection::btree_set(0..5u8, 1..4), any::<bool>()).prop_map(|(of, open)| Action::Build(of, open)),
+        4 => Just(Action::Step),
+        4 => any::<usize>().prop_map(Action::Finish),
+        1 => (0..5u8).prop_map(Action::Lose),
+    ]
+}
+
+/// What a control plane and a table would see.
+#[derive(Default)]
+struct World {
+    /// Per shard, the batches that still stand, oldest first.
+    chains: BTreeMap<ShardId, Vec<BatchId>>,
+    recorded: BTreeSet<BatchId>,
+    admitted: BTreeSet<BatchId>,
+    sent: BTreeSet<BatchId>,
+    of: BTreeMap<BatchId, BTreeSet<ShardId>>,
+    running: Vec<Step>,
+}
+
+impl World {
+    fn begin(&mut self, step: Step) -> Result<(), TestCaseError> {
+        let id = step.batch();
+        match step {
+            Step::Prepare(_) => {
+                prop_assert!(!self.running.iter().any(|other| matches!(other, Step::Prepare(_))));
+                for shard in &self.of[&id] {
+                    let chain = &self.chains[shard];
+                    let at = chain.iter().position(|other| *other == id);
+                    prop_assert!(at.is_some(), "a dropped batch was prepared");
+                    let older = &chain[..at.unwrap_or_default()];
+                    prop_assert!(
+                        older.iter().all(|other| self.admitted.contains(other)),
+                        "prepared out of order"
+                    );
+                }
+                self.recorded.insert(id);
+            }
+            Step::Send(_) => prop_assert!(self.admitted.contains(&id), "sent before it was prepared"),
+            Step::Commit(_) => {
+                prop_assert!(self.sent.contains(&id), "committed before it was sent");
+                for shard in &self.of[&id] {
+                    prop_assert_eq!(self.chains[shard].first(), Some(&id), "committed out of order");
+                }
+            }
+        }
+        self.running.push(step);
+        Ok(())
+    }
+
+    fn finish(&mut self, step: Step) {
+        let id = step.batch();
+        match step {
+            Step::Prepare(_) => drop(self.admitted.insert(id)),
+            Step::Send(_) => drop(self.sent.insert(id)),
+            Step::Commit(_) => self
+                .chains
+                .values_mut()
+                .for_each(|chain| chain.retain(|other| *other != id)),
+        }
+    }
+
+    fn lose(&mut self, dropped: &Dropped) -> Result<(), TestCaseError> {
+        for id in &dropped.batches {
+            prop_assert!(!self.recorded.contains(id) || self.of[id].is_subset(&dropped.lost));
+        }
+        prop_assert!(dropped.lost.is_disjoint(&dropped.rewound));
+        for (shard, chain) in &mut self.chains {
+            let kept: Vec<_> = chain
+                .iter()
+                .copied()
+                .filter(|id| !dropped.batches.contains(id))
+                .collect();
+            prop_assert!(chain.starts_with(&kept), "what stays is a prefix");
+            prop_assert!(!dropped.lost.contains(shard) || kept.is_empty());
+            prop_assert!(kept.len() == chain.len() || dropped.lost.contains(shard) || dropped.rewound.contains(shard));
+            *chain = kept;
+        }
+        self.running.retain(|step| !dropped.batches.contains(&step.batch()));
+        Ok(())
+    }
+}
+
+proptest! {
+    #[test]
+    fn invariants_hold_after_every_action(actions in prop::collection::vec(action(), 0..120)) {
+        let (mut tracker, mut world) = (Tracker::new(), World::default());
+        for action in actions {
+            match action {
+                Action::Build(of, open) => {
+                    let (id, of) = (BatchId::new(), of.into_iter().map(shard).collect::<BTreeSet<_>>());
+                    // A batch that is open from the start is a replay: nothing newer of its shards exists yet.
+                    let open = open && of.iter().all(|shard| !tracker.holds(shard));
+                    if open {
+                        tracker.rebuilding(id, of.clone());
+                        prop_assert!(tracker.rebuilt(id));
+                    } else {
+                        tracker.building(id, of.clone());
+                        prop_assert!(tracker.built(id, of.clone(), Admission::Prepare));
+                    }
+                    for shard in &of {
+                        world.chains.entry(shard.clone()).or_default().push(id);
+                    }
+                    if open {
+                        world.recorded.insert(id);
+                        world.admitted.insert(id);
+                    }
+                    world.of.insert(id, of);
+                }
+                Action::Step => {
+                    if let Some(step) = tracker.next_step() {
+                        world.begin(step)?;
+                    }
+                }
+                Action::Finish(which) if !world.running.is_empty() => {
+                    let step = world.running.swap_remove(which % world.running.len());
+                    prop_assert!(tracker.done(step));
+                    world.finish(step);
+                }
+                Action::Finish(_) => {}
+                Action::Lose(n) => world.lose(&tracker.drop_shards([shard(n)].into()))?,
+            }
+        }
+        // Nothing is stuck: left alone, all of it commits.
+        while !tracker.is_empty() {
+            if let Some(step) = tracker.next_step() {
+                world.begin(step)?;
+            } else {
+                prop_assert!(!world.running.is_empty(), "nothing runs and nothing can be done");
+                let step = world.running.remove(0);
+                prop_assert!(tracker.done(step));
+                world.finish(step);
+            }
+        }
+    }
+}

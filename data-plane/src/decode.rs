@@ -1,0 +1,343 @@
+//! From a record's bytes to a row of typed columns, in one pass and without anything in between.
+//!
+//! ```text
+//!   mapping -- compile --> Plan (immutable, shared)
+//!                            |
+//!   record + RecordMeta --> Decoder ----> Block      one more row
+//!                            |       `--> Rejection  and the block as it was
+//! ```
+//!
+//! The record's bytes are read where they lie and are not changed. There is no tree and no token list of the record:
+//! the columns' types drive the reading, keys are predicted from the record before, and numbers keep every digit until
+//! a column takes them.
+//!
+//! What a JSON value means for a type is what ClickHouse's `FORMAT JSONEachRow` makes of it with default settings;
+//! `docs/json-semantics.md` lists where we differ.
+//!
+//! Invariants:
+//! - No bytes make the decoder panic, recurse with the depth of the record, or take more than linear time.
+//! - A rejected record leaves the block exactly as it was.
+//! - The same records give the same block, on any worker, at any time: nothing depends on the clock, on the machine's
+//!   time zone or on records that were rejected.
+//! - In steady state a record allocates nothing.
+
+mod address;
+mod best_effort;
+mod cursor;
+mod infer;
+mod json_text;
+mod number;
+mod plan;
+mod reject;
+mod scalar;
+mod temporal;
+mod value;
+mod virtual_columns;
+
+use std::sync::Arc;
+
+pub use cursor::MAX_DEPTH;
+pub use plan::{FieldSource, MappedColumn, Plan, PlanError, UnknownVirtualColumn, VirtualColumn};
+pub use reject::{Rejection, RejectionKind};
+
+use crate::batch::block::Block;
+use crate::batch::block::column::Column;
+use cursor::Cursor;
+use reject::{Attempt, Fail};
+
+/// Longest key that is predicted; longer ones are looked up.
+const PREDICTED_BYTES: usize = 31;
+
+/// Most keys of a record that are predicted; a record with more is unusual, and its rest is looked up.
+const PREDICTED_KEYS: usize = 1024;
+
+/// What is known of a record besides its bytes.
+#[derive(Debug, Clone, Copy)]
+pub struct RecordMeta<'a> {
+    /// Partition key of the record, or of the message within an aggregate.
+    pub partition_key: &'a str,
+    /// When Kinesis took the record, in milliseconds since 1970.
+    pub arrival_millis: i64,
+    /// Name of the stream.
+    pub stream: &'a str,
+    /// The shard.
+    pub shard_id: &'a str,
+    /// Sequence number of the Kinesis record.
+    pub sequence_number: &'a str,
+    /// Place of the message within its Kinesis record, from 0.
+    pub sub_sequence_number: u64,
+}
+
+/// Decodes records one after the other into blocks of one plan.
+#[derive(Debug)]
+pub struct Decoder {
+    plan: Arc<Plan>,
+    predicted: Vec<Predicted>,
+    /// Number of the record that is being decoded; what was seen bears it.
+    record: u64,
+    /// The record in which each key was last seen.
+    seen_keys: Vec<u64>,
+    /// The record in which each column last got a value.
+    seen_columns: Vec<u64>,
+    /// Where the values lie that dotted paths lead through: path and position.
+    branches: Vec<(usize, usize)>,
+}
+
+/// The key that stood at this place in the record before.
+#[derive(Debug, Clone, Copy)]
+struct Predicted {
+    length: u8,
+    bytes: [u8; PREDICTED_BYTES],
+    /// Its number in the plan, unless it is not mapped.
+    key: Option<u32>,
+}
+
+impl Decoder {
+    /// A decoder for this plan; its blocks must be [`Block::new`] of the same plan.
+    pub fn new(plan: Arc<Plan>) -> Decoder {
+        Decoder {
+            predicted: Vec::new(),
+            record: 0,
+            seen_keys: vec![0; plan.keys.len()],
+            seen_columns: vec![0; plan.insert_columns().len()],
+            branches: Vec::new(),
+            plan,
+        }
+    }
+
+    /// Appends the record to the block as one row. On `Err` the block is exactly as before and the decoder can go on.
+    pub fn decode(&mut self, payload: &[u8], meta: &RecordMeta<'_>, block: &mut Block) -> Result<(), Rejection> {
+        match self.append(payload, meta, block) {
+            Ok(()) => {
+                block.finish_row();
+                Ok(())
+            }
+            Err(fail) => {
+                block.truncate(block.rows());
+                Err(explain(fail, payload))
+            }
+        }
+    }
+
+    fn append(&mut self, payload: &[u8], meta: &RecordMeta<'_>, block: &mut Block) -> Attempt<()> {
+        if self.plan.parses_json() {
+            self.record += 1;
+            let mut cursor = open(payload)?;
+            self.append_object(&mut cursor, block)?;
+            cursor.skip_space();
+            if cursor.peek().is_some() {
+                return Err(cursor.expected("expected the end of the record after its JSON object"));
+            }
+            self.append_branches(&mut cursor, block)?;
+            self.complete(block)?;
+        }
+        for (column, source) in &self.plan.virtuals {
+            let column = &mut block.columns[*column];
+            virtual_columns::append(*source, meta, payload, &mut column.column)
+                .map_err(|fail| fail.about(source.as_str()).under_key(column.name.as_bytes()))?;
+        }
+        Ok(())
+    }
+
+    fn append_object(&mut self, cursor: &mut Cursor<'_>, block: &mut Block) -> Attempt<()> {
+        self.branches.clear();
+        cursor.enter()?;
+        if cursor.peek() == Some(b'}') {
+            cursor.leave();
+            return Ok(());
+        }
+        for place in 0.. {
+            let start = cursor.position();
+            match self.next_key(cursor, place)? {
+                Some(key) => self.append_field(key as usize, start, cursor, block)?,
+                None => {
+                    cursor.skip_value()?;
+                }
+            }
+            if !cursor.next_item(b'}')? {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads the next key, up to its value, and finds it in the plan.
+    #[inline]
+    fn next_key(&mut self, cursor: &mut Cursor<'_>, place: usize) -> Attempt<Option<u32>> {
+        if let Some(predicted) = self.predicted.get(place)
+            && cursor.eat_key(&predicted.bytes[..usize::from(predicted.length)])
+        {
+            cursor.after_key()?;
+            return Ok(predicted.key);
+        }
+        self.look_up_key(cursor, place)
+    }
+
+    fn look_up_key(&mut self, cursor: &mut Cursor<'_>, place: usize) -> Attempt<Option<u32>> {
+        let name = cursor.key()?;
+        let key = self.plan.key(&name.resolve());
+        let raw = name.raw();
+        if raw.len() <= PREDICTED_BYTES && !name.has_escapes() && place < PREDICTED_KEYS {
+            let mut predicted = Predicted {
+                length: raw.len() as u8,
+                bytes: [0; PREDICTED_BYTES],
+                key,
+            };
+            predicted.bytes[..raw.len()].copy_from_slice(raw);
+            if place < self.predicted.len() {
+                self.predicted[place] = predicted;
+            } else if place == self.predicted.len() {
+                self.predicted.push(predicted);
+            }
+        }
+        Ok(key)
+    }
+
+    fn append_field(&mut self, key: usize, start: usize, cursor: &mut Cursor<'_>, block: &mut Block) -> Attempt<()> {
+        let record = self.record;
+        let key_plan = &self.plan.keys[key];
+        if std::mem::replace(&mut self.seen_keys[key], record) == record {
+            let name = String::from_utf8_lossy(&key_plan.name);
+            let message = format!("the key `{name}` stands twice in the record");
+            return Err(Fail::other(RejectionKind::DuplicateKey, start, message).under_key(&key_plan.name));
+        }
+        let value = cursor.position();
+        for path in &key_plan.paths {
+            self.branches.push((*path, value));
+        }
+        let Some((first, others)) = key_plan.columns.split_first() else {
+            return cursor
+                .skip_value()
+                .map(|_| ())
+                .map_err(|fail| fail.under_key(&key_plan.name));
+        };
+        self.seen_columns[*first] = record;
+        value::append(cursor, &mut block.columns[*first].column).map_err(|fail| fail.under_key(&key_plan.name))?;
+        for other in others {
+            cursor.seek(value);
+            self.seen_columns[*other] = record;
+            value::append(cursor, &mut block.columns[*other].column).map_err(|fail| fail.under_key(&key_plan.name))?;
+        }
+        Ok(())
+    }
+
+    /// Follows the dotted paths into the values they lead through, for columns whose whole name was no key.
+    fn append_branches(&mut self, cursor: &mut Cursor<'_>, block: &mut Block) -> Attempt<()> {
+        for (path, position) in &self.branches {
+            let path = &self.plan.paths[*path];
+            if self.seen_columns[path.column] == self.record {
+                continue;
+            }
+            cursor.seek(*position);
+            cursor.set_depth(1);
+            if find(cursor, &path.rest)? {
+                let column = &mut block.columns[path.column];
+                value::append(cursor, &mut column.column).map_err(|fail| fail.under_key(column.name.as_bytes()))?;
+                self.seen_columns[path.column] = self.record;
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives the columns that have no value theirs.
+    fn complete(&mut self, block: &mut Block) -> Attempt<()> {
+        for index in &self.plan.json_columns {
+            if self.seen_columns[*index] != self.record {
+                block.columns[*index].column.push_default();
+            }
+        }
+        for group in &self.plan.nested {
+            let mut length = None;
+            for index in &group.columns {
+                let Column::Array(array) = &block.columns[*index].column else {
+                    continue;
+                };
+                if *length.get_or_insert(array.last_length()) != array.last_length() {
+                    let message = format!("the arrays of `{}` have different lengths in one record", group.name);
+                    let fail = Fail::other(RejectionKind::NestedSizeMismatch, 0, message);
+                    return Err(fail.under_key(block.columns[*index].name.as_bytes()));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A cursor on the record's object, after everything was checked that needs no parsing.
+fn open(payload: &[u8]) -> Attempt<Cursor<'_>> {
+    if simdutf8::basic::from_utf8(payload).is_err() {
+        let at = simdutf8::compat::from_utf8(payload)
+            .err()
+            .map_or(0, |error| error.valid_up_to());
+        let message = format!("the record is not UTF-8: invalid byte at {at} of {}", payload.len());
+        return Err(Fail::other(RejectionKind::InvalidUtf8, at, message));
+    }
+    let mut cursor = Cursor::new(payload);
+    cursor.skip_space();
+    match cursor.peek() {
+        Some(b'{') => Ok(cursor),
+        None if payload.is_empty() => Err(Fail::other(RejectionKind::EmptyRecord, 0, "the record is empty")),
+        None => Err(Fail::other(
+            RejectionKind::EmptyRecord,
+            0,
+            "the record holds only white space",
+        )),
+        Some(b'[') => Err(Fail::malformed(
+            cursor.position(),
+            "the record is a JSON array; expected one JSON object",
+        )),
+        Some(0xEF) if payload.starts_with("\u{feff}".as_bytes()) => Err(Fail::malformed(
+            0,
+            "the record starts with a byte order mark; expected one JSON object",
+        )),
+        Some(_) => Err(cursor.expected("expected one JSON object")),
+    }
+}
+
+/// Goes to the value that these keys lead to from the object at the cursor; false if there is none.
+fn find(cursor: &mut Cursor<'_>, keys: &[Box<[u8]>]) -> Attempt<bool> {
+    'keys: for wanted in keys {
+        if cursor.peek() != Some(b'{') {
+            return Ok(false);
+        }
+        cursor.enter()?;
+        if cursor.peek() == Some(b'}') {
+            return Ok(false);
+        }
+        loop {
+            let key = cursor.key()?;
+            if *key.resolve() == **wanted {
+                continue 'keys;
+            }
+            cursor.skip_value()?;
+            if !cursor.next_item(b'}')? {
+                return Ok(false);
+            }
+        }
+    }
+    Ok(true)
+}
+
+/// The verdict. A record that is no JSON at all is called that, wherever else it was at fault first.
+#[cold]
+fn explain(fail: Fail, payload: &[u8]) -> Rejection {
+    let whole_record = matches!(
+        fail.kind(),
+        RejectionKind::EmptyRecord | RejectionKind::InvalidUtf8 | RejectionKind::MalformedJson | RejectionKind::TooDeep
+    );
+    if !whole_record && let Ok(mut cursor) = open(payload) {
+        let checked = cursor.skip_value().map(|_| cursor.skip_space());
+        if let Err(broken) = checked {
+            return broken.into_rejection(payload);
+        }
+        if cursor.peek().is_some() {
+            return cursor
+                .expected("expected the end of the record after its JSON object")
+                .into_rejection(payload);
+        }
+    }
+    fail.into_rejection(payload)
+}
+
+#[cfg(test)]
+mod tests;

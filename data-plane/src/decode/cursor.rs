@@ -1,0 +1,487 @@
+//! A reader of strict JSON (RFC 8259) over the record's own bytes.
+//!
+//! It hands out tokens as slices of the record and never copies or changes it, so that numbers keep every digit, the
+//! text of a nested value is at hand, and a value can be read again as another type. It does not recurse: skipping a
+//! value costs no stack, whatever its depth.
+//!
+//! Invariant: the bytes are valid UTF-8 (checked once, before). A token that was handed out is valid JSON; nothing is
+//! skipped unchecked.
+
+use std::borrow::Cow;
+
+use super::reject::{Attempt, Fail, RejectionKind};
+
+/// Deepest nesting of arrays and objects in a record, the record itself being level 1. One bit of a `u128` each.
+pub const MAX_DEPTH: u32 = 128;
+
+/// Where we are in a record.
+pub(crate) struct Cursor<'a> {
+    bytes: &'a [u8],
+    position: usize,
+    depth: u32,
+    /// Inside a `Variant` or `Dynamic` a value takes the alternative that ClickHouse would choose, so the wider
+    /// spellings that a plain column accepts are off.
+    exact: bool,
+}
+
+/// A JSON string between its quotes.
+#[derive(Clone, Copy)]
+pub(crate) struct Text<'a> {
+    raw: &'a [u8],
+    /// Length after the escapes are resolved; equal to the raw length if there are none.
+    length: usize,
+}
+
+/// A JSON number as written.
+#[derive(Clone, Copy)]
+pub(crate) struct Number<'a> {
+    pub(crate) text: &'a [u8],
+    /// True if there is neither a fraction nor an exponent.
+    pub(crate) is_integer: bool,
+}
+
+impl<'a> Cursor<'a> {
+    pub(crate) fn new(bytes: &'a [u8]) -> Cursor<'a> {
+        Cursor {
+            bytes,
+            position: 0,
+            depth: 0,
+            exact: false,
+        }
+    }
+
+    pub(crate) fn position(&self) -> usize {
+        self.position
+    }
+
+    /// Goes back (or forward) to a place where a value starts, to read it again.
+    pub(crate) fn seek(&mut self, position: usize) {
+        self.position = position;
+    }
+
+    pub(crate) fn depth(&self) -> u32 {
+        self.depth
+    }
+
+    pub(crate) fn set_depth(&mut self, depth: u32) {
+        self.depth = depth;
+    }
+
+    pub(crate) fn is_exact(&self) -> bool {
+        self.exact
+    }
+
+    /// Switches the wider spellings off (or back) and says how it was.
+    pub(crate) fn set_exact(&mut self, exact: bool) -> bool {
+        std::mem::replace(&mut self.exact, exact)
+    }
+
+    #[inline]
+    pub(crate) fn peek(&self) -> Option<u8> {
+        self.bytes.get(self.position).copied()
+    }
+
+    #[inline]
+    pub(crate) fn skip_space(&mut self) {
+        while let Some(b' ' | b'\n' | b'\r' | b'\t') = self.peek() {
+            self.position += 1;
+        }
+    }
+
+    /// True, and past it, if the next byte is this one.
+    #[inline]
+    pub(crate) fn eat(&mut self, byte: u8) -> bool {
+        let found = self.peek() == Some(byte);
+        self.position += usize::from(found);
+        found
+    }
+
+    /// Enters an array or object: past its bracket, one level deeper, at its first item or closing bracket.
+    #[inline]
+    pub(crate) fn enter(&mut self) -> Attempt<()> {
+        if self.depth >= MAX_DEPTH {
+            return Err(self.too_deep());
+        }
+        self.depth += 1;
+        self.position += 1;
+        self.skip_space();
+        Ok(())
+    }
+
+    /// After an item of an array or object: true if another one follows, false if `close` was there and we left.
+    #[inline]
+    pub(crate) fn next_item(&mut self, close: u8) -> Attempt<bool> {
+        self.skip_space();
+        match self.peek() {
+            Some(b',') => {
+                self.position += 1;
+                self.skip_space();
+                Ok(true)
+            }
+            Some(b) if b == close => {
+                self.leave();
+                Ok(false)
+            }
+            _ => Err(self.expected(if close == b'}' {
+                "expected `,` or `}`"
+            } else {
+                "expected `,` or `]`"
+            })),
+        }
+    }
+
+    /// Past a closing bracket.
+    #[inline]
+    pub(crate) fn leave(&mut self) {
+        self.position += 1;
+        self.depth -= 1;
+    }
+
+    /// An object's key, up to the start of its value.
+    #[inline]
+    pub(crate) fn key(&mut self) -> Attempt<Text<'a>> {
+        if self.peek() != Some(b'"') {
+            return Err(self.expected("expected a key in double quotes"));
+        }
+        let key = self.string()?;
+        self.after_key()?;
+        Ok(key)
+    }
+
+    /// From the end of a key to the start of its value.
+    #[inline]
+    pub(crate) fn after_key(&mut self) -> Attempt<()> {
+        self.skip_space();
+        if !self.eat(b':') {
+            return Err(self.expected("expected `:` after the key"));
+        }
+        self.skip_space();
+        Ok(())
+    }
+
+    /// If the text at the cursor is exactly `"key"`, goes past it.
+    #[inline]
+    pub(crate) fn eat_key(&mut self, key: &[u8]) -> bool {
+        let rest = &self.bytes[self.position..];
+        let matches = rest.len() >= key.len() + 2
+            && rest[0] == b'"'
+            && rest[key.len() + 1] == b'"'
+            && rest[1..=key.len()] == *key;
+        if matches {
+            self.position += key.len() + 2;
+        }
+        matches
+    }
+
+    /// The string at the cursor, which stands on its opening quote.
+    #[inline]
+    pub(crate) fn string(&mut self) -> Attempt<Text<'a>> {
+        let start = self.position + 1;
+        let end = find_special(self.bytes, start);
+        if self.bytes.get(end) == Some(&b'"') {
+            self.position = end + 1;
+            let raw = &self.bytes[start..end];
+            return Ok(Text { raw, length: raw.len() });
+        }
+        self.string_with_escapes(start, end)
+    }
+
+    fn string_with_escapes(&mut self, start: usize, mut at: usize) -> Attempt<Text<'a>> {
+        let mut saved = 0;
+        loop {
+            match self.bytes.get(at) {
+                Some(b'"') => {
+                    self.position = at + 1;
+                    let raw = &self.bytes[start..at];
+                    return Ok(Text {
+                        raw,
+                        length: raw.len() - saved,
+                    });
+                }
+                Some(b'\\') => {
+                    let (_, width, escaped) = unescape_one(&self.bytes[at..])
+                        .ok_or_else(|| Fail::malformed(at, "a string holds an invalid escape sequence"))?;
+                    saved += escaped - width;
+                    at += escaped;
+                }
+                Some(_) => return Err(Fail::malformed(at, "a string holds a control character")),
+                None => return Err(Fail::malformed(start - 1, "a string is not closed")),
+            }
+            at = find_special(self.bytes, at);
+        }
+    }
+
+    /// The number at the cursor.
+    pub(crate) fn number(&mut self) -> Attempt<Number<'a>> {
+        let start = self.position;
+        let bytes = self.bytes;
+        let mut at = start;
+        if bytes.get(at) == Some(&b'-') {
+            at += 1;
+        }
+        match bytes.get(at) {
+            Some(b'0') => at += 1,
+            Some(b'1'..=b'9') => at = skip_digits(bytes, at),
+            _ => return Err(self.expected("expected a value")),
+        }
+        let integer_end = at;
+        if bytes.get(at) == Some(&b'.') {
+            let digits = at + 1;
+            at = skip_digits(bytes, digits);
+            if at == digits {
+                return Err(Fail::malformed(at, "a number has no digits after its point"));
+            }
+        }
+        if matches!(bytes.get(at), Some(b'e' | b'E')) {
+            let sign = usize::from(matches!(bytes.get(at + 1), Some(b'+' | b'-')));
+            let digits = at + 1 + sign;
+            at = skip_digits(bytes, digits);
+            if at == digits {
+                return Err(Fail::malformed(at, "a number has no digits in its exponent"));
+            }
+        }
+        if matches!(bytes.get(at), Some(b) if b.is_ascii_alphanumeric() || matches!(b, b'.' | b'+' | b'-' | b'_')) {
+            return Err(Fail::malformed(start, "a number is not written as JSON wants it"));
+        }
+        self.position = at;
+        Ok(Number {
+            text: &bytes[start..at],
+            is_integer: at == integer_end,
+        })
+    }
+
+    /// The literal `true`, `false` or `null`, of which the first letter was seen.
+    #[inline]
+    pub(crate) fn literal(&mut self, word: &'static str) -> Attempt<()> {
+        let rest = &self.bytes[self.position..];
+        let next = rest.get(word.len());
+        if rest.starts_with(word.as_bytes()) && !matches!(next, Some(b) if b.is_ascii_alphanumeric()) {
+            self.position += word.len();
+            return Ok(());
+        }
+        Err(self.expected("expected a value"))
+    }
+
+    /// Past the value at the cursor, whatever it is; checks that it is JSON. Returns its text.
+    pub(crate) fn skip_value(&mut self) -> Attempt<&'a [u8]> {
+        let start = self.position;
+        let outer = self.depth;
+        // One bit per open level: 1 for an object.
+        let mut objects: u128 = 0;
+        loop {
+            match self.peek() {
+                Some(b'"') => {
+                    self.string()?;
+                }
+                Some(b't') => self.literal("true")?,
+                Some(b'f') => self.literal("false")?,
+                Some(b'n') => self.literal("null")?,
+                Some(open @ (b'{' | b'[')) => {
+                    self.enter()?;
+                    let is_object = open == b'{';
+                    let level = 1u128 << (self.depth - 1);
+                    objects = if is_object { objects | level } else { objects & !level };
+                    if self.peek() == Some(open + 2) {
+                        self.leave();
+                    } else {
+                        if is_object {
+                            self.key()?;
+                        }
+                        continue;
+                    }
+                }
+                _ => {
+                    self.number()?;
+                }
+            }
+            // A value ended: close what ends with it, then go on to the next one.
+            loop {
+                if self.depth == outer {
+                    return Ok(&self.bytes[start..self.position]);
+                }
+                let is_object = objects >> (self.depth - 1) & 1 == 1;
+                if self.next_item(if is_object { b'}' } else { b']' })? {
+                    if is_object {
+                        self.key()?;
+                    }
+                    break;
+                }
+            }
+        }
+    }
+
+    #[cold]
+    pub(crate) fn expected(&self, what: &'static str) -> Fail {
+        let found = match self
+            .bytes
+            .get(self.position..)
+            .and_then(|rest| rest.utf8_chunks().next())
+        {
+            Some(chunk) if !chunk.valid().is_empty() => {
+                let c = chunk.valid().chars().next().unwrap_or_default();
+                if c.is_control() {
+                    format!("a control character (U+{:04X})", u32::from(c))
+                } else {
+                    format!("`{c}`")
+                }
+            }
+            _ => "the end of the record".to_owned(),
+        };
+        Fail::malformed(self.position, format!("{what}, found {found}"))
+    }
+
+    #[cold]
+    fn too_deep(&self) -> Fail {
+        let what = format!("arrays and objects are nested deeper than {MAX_DEPTH} levels");
+        Fail::other(RejectionKind::TooDeep, self.position, what)
+    }
+}
+
+impl<'a> Text<'a> {
+    pub(crate) const EMPTY: Text<'static> = Text { raw: b"", length: 0 };
+
+    /// Length in bytes after the escapes are resolved.
+    #[inline]
+    pub(crate) fn len(&self) -> usize {
+        self.length
+    }
+
+    /// The text as it stands in the record, escapes and all.
+    pub(crate) fn raw(&self) -> &'a [u8] {
+        self.raw
+    }
+
+    #[inline]
+    pub(crate) fn has_escapes(&self) -> bool {
+        self.length != self.raw.len()
+    }
+
+    /// The text with its escapes resolved; copied only if it has any.
+    #[inline]
+    pub(crate) fn resolve(&self) -> Cow<'a, [u8]> {
+        if !self.has_escapes() {
+            return Cow::Borrowed(self.raw);
+        }
+        let mut resolved = Vec::with_capacity(self.length);
+        self.append_to(&mut resolved);
+        Cow::Owned(resolved)
+    }
+
+    /// Appends the text with its escapes resolved.
+    #[inline]
+    pub(crate) fn append_to(&self, out: &mut Vec<u8>) {
+        if !self.has_escapes() {
+            out.extend_from_slice(self.raw);
+            return;
+        }
+        let mut rest = self.raw;
+        while let Some(backslash) = memchr::memchr(b'\\', rest) {
+            out.extend_from_slice(&rest[..backslash]);
+            // The scan has already refused what does not parse here.
+            let Some((c, _, escaped)) = unescape_one(&rest[backslash..]) else {
+                return;
+            };
+            out.extend_from_slice(c.encode_utf8(&mut [0; 4]).as_bytes());
+            rest = &rest[backslash + escaped..];
+        }
+        out.extend_from_slice(rest);
+    }
+}
+
+/// The escape sequence at the start of `bytes`: its character, the character's length in UTF-8, and its own length.
+/// Escapes are always longer than what they stand for. `None` if it is none; lone surrogates are none.
+fn unescape_one(bytes: &[u8]) -> Option<(char, usize, usize)> {
+    let simple = |c: char| Some((c, 1, 2));
+    match bytes.get(1)? {
+        b'"' => simple('"'),
+        b'\\' => simple('\\'),
+        b'/' => simple('/'),
+        b'b' => simple('\u{8}'),
+        b'f' => simple('\u{c}'),
+        b'n' => simple('\n'),
+        b'r' => simple('\r'),
+        b't' => simple('\t'),
+        b'u' => {
+            let first = hex4(bytes.get(2..6)?)?;
+            if !(0xD800..0xE000).contains(&first) {
+                let c = char::from_u32(first)?;
+                return Some((c, c.len_utf8(), 6));
+            }
+            if first >= 0xDC00 || bytes.get(6..8)? != b"\\u" {
+                return None;
+            }
+            let second = hex4(bytes.get(8..12)?)?;
+            if !(0xDC00..0xE000).contains(&second) {
+                return None;
+            }
+            let c = char::from_u32(0x1_0000 + ((first - 0xD800) << 10) + (second - 0xDC00))?;
+            Some((c, c.len_utf8(), 12))
+        }
+        _ => None,
+    }
+}
+
+fn hex4(digits: &[u8]) -> Option<u32> {
+    digits
+        .iter()
+        .try_fold(0, |value, digit| Some(value << 4 | char::from(*digit).to_digit(16)?))
+}
+
+#[inline]
+fn skip_digits(bytes: &[u8], mut at: usize) -> usize {
+    while matches!(bytes.get(at), Some(b'0'..=b'9')) {
+        at += 1;
+    }
+    at
+}
+
+/// The next byte from `at` on that is a quote, a backslash or a control character: 32 bytes at a time over what has
+/// none, then eight at a time.
+#[inline]
+fn find_special(bytes: &[u8], mut at: usize) -> usize {
+    // Short texts end in the first words.
+    let at_first = find_special_in_words(bytes, at, at.saturating_add(16));
+    if at_first < at.saturating_add(16) {
+        return at_first;
+    }
+    at = at_first;
+    // Without a branch inside, this becomes a few vector instructions.
+    while let Some(chunk) = bytes.get(at..at + 32) {
+        let special = |b: &u8| u8::from(*b == b'"') | u8::from(*b == b'\\') | u8::from(*b < 0x20);
+        if chunk.iter().fold(0, |found, b| found | special(b)) != 0 {
+            break;
+        }
+        at += 32;
+    }
+    find_special_in_words(bytes, at, usize::MAX)
+}
+
+/// As [`find_special`], from `at` and no further than about `end`.
+#[inline]
+fn find_special_in_words(bytes: &[u8], mut at: usize, end: usize) -> usize {
+    const ONES: u64 = 0x0101_0101_0101_0101;
+    const HIGHS: u64 = 0x8080_8080_8080_8080;
+    // Sets the high bit of every byte of `word` that is zero (and perhaps of some after it, which does not matter:
+    // only the first is looked at).
+    let zeros = |word: u64| word.wrapping_sub(ONES) & !word;
+    while at < end
+        && let Some(chunk) = bytes.get(at..at + 8).and_then(|chunk| <[u8; 8]>::try_from(chunk).ok())
+    {
+        let word = u64::from_le_bytes(chunk);
+        let quotes = zeros(word ^ (ONES * b'"' as u64));
+        let backslashes = zeros(word ^ (ONES * b'\\' as u64));
+        let controls = word.wrapping_sub(ONES * 0x20) & !word;
+        let found = (quotes | backslashes | controls) & HIGHS;
+        if found != 0 {
+            return at + found.trailing_zeros() as usize / 8;
+        }
+        at += 8;
+    }
+    while at < end && matches!(bytes.get(at), Some(b) if !matches!(b, b'"' | b'\\' | 0..0x20)) {
+        at += 1;
+    }
+    at
+}
+
+#[cfg(test)]
+mod tests;

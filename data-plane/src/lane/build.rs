@@ -1,0 +1,289 @@
+//! From records to a batch: decode, encode, digest. Processor work without IO, done off the lane's task.
+//!
+//! Invariant: slices, revision, pipe and batch id decide every byte and the digest. Nothing else goes in: no clock, no
+//! order of arrival, no state of an earlier batch.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use millrace_common::{
+    batch::{Counts, Digest, OpenBatch},
+    ids::{BatchId, PipeUid, SequenceNumber, ShardId},
+    pipe::Compression,
+    position::Slice,
+};
+use xxhash_rust::xxh3::xxh3_128;
+
+use super::{queue::Run, recipe::Recipe};
+use crate::{
+    batch::{block::Block, cut::Rules},
+    commit::{Body, Built},
+    decode::{Decoder, Plan, RecordMeta},
+    sink::clickhouse::{
+        errors_table::{self, ErrorBlock, Rejected},
+        native,
+    },
+    source::{Permit, Record},
+};
+
+/// Payload bytes between two looks at the size of the block, which visit every column. A block may be larger than its
+/// bound by what they become.
+const MEASURE_AFTER_BYTES: usize = 64 * 1024;
+/// Kinesis knows only the record: which part of it is counted where records are split.
+const WHOLE_RECORD: u64 = 0;
+
+/// What to make a batch of.
+#[derive(Debug)]
+pub(super) struct Job {
+    pub id: BatchId,
+    pub pipe: PipeUid,
+    pub recipe: Arc<Recipe>,
+    pub runs: Vec<Run>,
+    /// When the batch is full; `None`: never, because its slices are given.
+    pub rules: Option<Rules>,
+    /// Buffers of an earlier batch.
+    pub bench: Option<Bench>,
+}
+
+/// What came of it.
+#[derive(Debug)]
+pub(super) struct Outcome {
+    pub id: BatchId,
+    pub recipe: Arc<Recipe>,
+    /// The batch; `None` if there was no record.
+    pub built: Option<Built>,
+    /// What the batch had no room for.
+    pub left: Vec<Run>,
+    /// Buffers for the next batch.
+    pub bench: Bench,
+    /// Bytes that went into the encoded blocks.
+    pub encoded_bytes: u64,
+}
+
+/// A decoder and buffers, kept between batches of one plan.
+#[derive(Debug)]
+pub(super) struct Bench {
+    plan: Arc<Plan>,
+    decoder: Decoder,
+    rows: Block,
+    errors: ErrorBlock,
+    native: Vec<u8>,
+}
+
+impl Bench {
+    fn new(plan: &Arc<Plan>) -> Self {
+        Self {
+            plan: Arc::clone(plan),
+            decoder: Decoder::new(Arc::clone(plan)),
+            rows: Block::new(plan),
+            errors: ErrorBlock::new(),
+            native: Vec::new(),
+        }
+    }
+
+    fn decode(&mut self, stream: &str, shard: &ShardId, record: &Record) {
+        let meta = RecordMeta {
+            partition_key: &record.partition_key,
+            arrival_millis: record.arrival_millis,
+            stream,
+            shard_id: shard.as_str(),
+            sequence_number: record.sequence_number.as_str(),
+            sub_sequence_number: WHOLE_RECORD,
+        };
+        if let Err(rejection) = self.decoder.decode(&record.data, &meta, &mut self.rows) {
+            self.errors.push(&Rejected {
+                error_type: rejection.kind.as_str(),
+                message: &rejection.message,
+                field_path: &rejection.field_path,
+                partition_key: &record.partition_key,
+                value: &record.data,
+                arrival_millis: record.arrival_millis,
+                shard,
+                sequence_number: &record.sequence_number,
+                sub_sequence_number: WHOLE_RECORD,
+            });
+        }
+    }
+
+    fn encoded_bytes(&self) -> u64 {
+        self.rows.encoded_bytes() as u64
+            + if self.errors.is_empty() {
+                0
+            } else {
+                self.errors.encoded_bytes() as u64
+            }
+    }
+}
+
+/// A batch that is being filled.
+struct Filling {
+    recipe: Arc<Recipe>,
+    rules: Option<Rules>,
+    bench: Bench,
+    counts: Counts,
+    permits: Vec<Arc<Permit>>,
+    unmeasured_bytes: usize,
+    is_full: bool,
+}
+
+impl Filling {
+    /// Moves records of a run into the blocks until the batch is full. Returns the last of them.
+    fn fill(&mut self, run: &mut Run) -> Option<SequenceNumber> {
+        let mut to = None;
+        while let Some(page) = run.pages.front_mut().filter(|_| !self.is_full) {
+            self.permits.push(Arc::clone(&page.permit));
+            while !self.is_full
+                && let Some(record) = page.records.next()
+            {
+                self.bench
+                    .decode(&self.recipe.spec.source.stream.name, &run.shard, &record);
+                self.count(record.data.len());
+                to = Some(record.sequence_number);
+            }
+            if page.records.len() == 0 {
+                to = Some(page.last.clone());
+                run.pages.pop_front();
+            }
+        }
+        to
+    }
+
+    fn count(&mut self, payload_bytes: usize) {
+        self.counts.records += 1;
+        self.counts.bytes += payload_bytes as u64;
+        self.counts.rows = self.bench.rows.rows() as u64;
+        self.counts.rejected_records = self.bench.errors.rows();
+        self.unmeasured_bytes += payload_bytes;
+        let Some(rules) = &self.rules else { return };
+        let mut encoded_bytes = 0;
+        if self.unmeasured_bytes >= MEASURE_AFTER_BYTES {
+            self.unmeasured_bytes = 0;
+            encoded_bytes = self.bench.encoded_bytes();
+        }
+        self.is_full = rules.is_full(self.counts.rows + self.counts.rejected_records, encoded_bytes);
+    }
+}
+
+/// Makes one batch.
+pub(super) fn build(job: Job) -> Outcome {
+    let Job {
+        id,
+        pipe,
+        recipe,
+        runs,
+        rules,
+        bench,
+    } = job;
+    let reusable = bench.filter(|bench| Arc::ptr_eq(&bench.plan, &recipe.plan));
+    let mut bench = reusable.unwrap_or_else(|| Bench::new(&recipe.plan));
+    bench.rows.clear();
+    bench.errors.clear();
+    let mut filling = Filling {
+        recipe,
+        rules,
+        bench,
+        counts: Counts::default(),
+        permits: Vec::new(),
+        unmeasured_bytes: 0,
+        is_full: false,
+    };
+    let (mut slices, mut left) = (Vec::new(), Vec::new());
+    for mut run in runs {
+        if let Some(to_inclusive) = filling.fill(&mut run) {
+            slices.push(Slice {
+                shard: run.shard.clone(),
+                from_exclusive: run.from.clone(),
+                to_inclusive,
+            });
+        }
+        if !run.pages.is_empty() {
+            left.push(run);
+        }
+    }
+    let Filling {
+        recipe,
+        mut bench,
+        counts,
+        permits,
+        ..
+    } = filling;
+    if slices.is_empty() {
+        return Outcome {
+            id,
+            recipe,
+            built: None,
+            left,
+            bench,
+            encoded_bytes: 0,
+        };
+    }
+    let (rows, rows_digest) = encode(&mut bench.native, &recipe, |native| bench.rows.write_native(native));
+    let rows_bytes = bench.native.len() as u64;
+    let (errors, errors_digest) = encode(&mut bench.native, &recipe, |native| {
+        bench.errors.write_native(&pipe.to_string(), id, native);
+    });
+    let errors_bytes = bench.native.len() as u64;
+    let digest = digest(rows_digest, errors_digest);
+    let batch = OpenBatch {
+        id,
+        revision: recipe.revision(),
+        slices,
+        counts,
+        digest,
+    };
+    let rows = (counts.rows > 0).then(|| Body {
+        columns: Arc::clone(&recipe.columns),
+        ..rows
+    });
+    let errors = (counts.rejected_records > 0).then(|| Body {
+        columns: errors_table::column_names().into(),
+        ..errors
+    });
+    let built = Built {
+        batch,
+        rows,
+        errors,
+        permits,
+    };
+    Outcome {
+        id,
+        recipe,
+        built: Some(built),
+        left,
+        bench,
+        encoded_bytes: rows_bytes + errors_bytes,
+    }
+}
+
+/// A block as it will be sent, but for its columns, and the digest of its bytes before compression.
+fn encode(native: &mut Vec<u8>, recipe: &Recipe, write: impl FnOnce(&mut Vec<u8>)) -> (Body, Digest) {
+    native.clear();
+    write(native);
+    let (bytes, lz4) = match recipe.spec.compression {
+        Compression::Lz4 => {
+            let mut frames = Vec::new();
+            native::compress_lz4(native, &mut frames);
+            (Bytes::from(frames), true)
+        }
+        Compression::None => (Bytes::copy_from_slice(native), false),
+    };
+    (
+        Body {
+            columns: Arc::default(),
+            bytes,
+            lz4,
+        },
+        Block::digest_of(native),
+    )
+}
+
+/// The digest of a batch. It is stored with the batch and compared at a replay, so it must never change.
+fn digest(rows: Digest, errors: Digest) -> Digest {
+    let mut both = [0; 32];
+    both[..16].copy_from_slice(&rows);
+    both[16..].copy_from_slice(&errors);
+    xxh3_128(&both).to_be_bytes()
+}
+
+#[cfg(test)]
+mod tests;

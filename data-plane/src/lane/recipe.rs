@@ -1,0 +1,99 @@
+//! A revision of a pipe made ready: its decoding plan, its Kinesis client, its sink. Making one calls nobody.
+
+use std::sync::Arc;
+
+use millrace_common::{clickhouse::DataType, ids::Revision, pipe::MappedColumn, reason};
+
+use super::{fault::Fault, spec::Spec};
+use crate::{
+    decode::{self, FieldSource, Plan, VirtualColumn},
+    sink::clickhouse::{Access, Sink},
+    source::kinesis::{Client, Limits},
+};
+
+/// How batches of one revision are made.
+#[derive(Debug)]
+pub(super) struct Recipe {
+    pub(super) spec: Arc<Spec>,
+    pub(super) plan: Arc<Plan>,
+    /// Names of the block's columns.
+    pub(super) columns: Arc<[String]>,
+    pub(super) client: Client,
+    pub(super) limits: Limits,
+    pub(super) sink: Sink,
+}
+
+impl Recipe {
+    /// Makes a specification ready.
+    ///
+    /// # Errors
+    /// A fault of the pipe, if it cannot be run as it is.
+    pub(super) async fn make(spec: Arc<Spec>, limits: Limits) -> Result<Self, Fault> {
+        let plan = Arc::new(plan(&spec.columns, &spec.time_zone)?);
+        let destination = &spec.destination;
+        let access = Access {
+            endpoint: destination.endpoint.clone(),
+            username: destination.username.clone(),
+            password: destination.password.clone(),
+            database: destination.database.clone(),
+        };
+        let sink = Sink::new(&access).map_err(|error| {
+            Fault::permanent(
+                reason::DESTINATION_UNREACHABLE,
+                format!("{error}: correct the pipe's destination"),
+            )
+        })?;
+        let client = Box::pin(Client::new(&spec.source.access)).await;
+        let columns = plan.insert_columns().into();
+        Ok(Self {
+            spec,
+            plan,
+            columns,
+            client,
+            limits,
+            sink,
+        })
+    }
+
+    /// Its revision.
+    pub(super) fn revision(&self) -> Revision {
+        self.spec.revision
+    }
+
+    /// Whether it was made of this specification. Within a revision only access to the outside can differ.
+    pub(super) fn is_of(&self, spec: &Spec) -> bool {
+        self.spec.revision == spec.revision
+            && self.spec.source.fingerprint == spec.source.fingerprint
+            && self.spec.destination.fingerprint == spec.destination.fingerprint
+    }
+}
+
+/// A virtual column by its name; else a key of the record.
+fn source(field: &str) -> FieldSource {
+    match field.parse::<VirtualColumn>() {
+        Ok(column) => FieldSource::Virtual(column),
+        Err(_) => FieldSource::Key(field.to_owned()),
+    }
+}
+
+fn plan(columns: &[MappedColumn], time_zone: &str) -> Result<Plan, Fault> {
+    let column = |column: &MappedColumn| {
+        let data_type: DataType = column.data_type.parse().map_err(|error| {
+            let message = format!("column {}: {error}: map only columns of supported types", column.name);
+            Fault::permanent(reason::DESTINATION_TYPE_UNSUPPORTED, message)
+        })?;
+        Ok(decode::MappedColumn {
+            name: column.name.clone(),
+            data_type,
+            has_default: column.has_default,
+            source: source(&column.source_field),
+        })
+    };
+    let columns = columns.iter().map(column).collect::<Result<Vec<_>, Fault>>()?;
+    Plan::compile_in_zone(columns, time_zone).map_err(|error| {
+        Fault::permanent(
+            reason::DESTINATION_TYPE_UNSUPPORTED,
+            format!("{error}: change the pipe's field mappings"),
+        )
+    })
+}

@@ -1,0 +1,314 @@
+//! Batches of a lane: cutting, building, and the steps to their commit.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use futures::future::BoxFuture;
+use millrace_common::{
+    batch::OpenBatch,
+    ids::{BatchId, Revision, ShardId},
+    position::Position,
+    reason,
+};
+use tokio::{task::AbortHandle, time::Instant};
+use tracing::Instrument as _;
+
+use super::{
+    Lane,
+    build::{Job, Outcome, build},
+    fault::{Fault, Part},
+    replay::{Replayed, replay},
+};
+use crate::commit::{
+    Built, Claim, Prepared, Sent,
+    tracker::{Admission, Step},
+};
+
+/// Batches in flight that were cut here: one being sent, one being prepared or waiting, one being built. More would hold
+/// memory, and entries of ClickHouse's deduplication window, without making anything faster.
+const MAX_OPEN_BATCHES: usize = 3;
+
+/// How far a batch is.
+#[derive(Debug)]
+enum Stage {
+    /// A task has it.
+    Away(Option<AbortHandle>),
+    Built(Box<Built>),
+    Prepared(Prepared),
+    Sent(Sent),
+}
+
+/// A batch of this lane that is not committed.
+#[derive(Debug)]
+pub(super) struct Open {
+    pub revision: Revision,
+    /// Where its slices start.
+    pub froms: BTreeMap<ShardId, Position>,
+    stage: Stage,
+}
+
+impl Open {
+    fn building(revision: Revision, froms: BTreeMap<ShardId, Position>) -> Self {
+        Self {
+            revision,
+            froms,
+            stage: Stage::Away(None),
+        }
+    }
+
+    /// A batch of an earlier owner.
+    pub(super) fn replay(batch: &OpenBatch) -> Self {
+        let froms = batch
+            .slices
+            .iter()
+            .map(|slice| (slice.shard.clone(), slice.from_exclusive.clone()))
+            .collect();
+        Self::building(batch.revision, froms)
+    }
+
+    /// Stops its task.
+    pub(super) fn abort(&self) {
+        if let Stage::Away(Some(task)) = &self.stage {
+            task.abort();
+        }
+    }
+}
+
+/// A step has ended.
+#[derive(Debug)]
+pub(super) struct StepDone {
+    step: Step,
+    ending: Ending,
+}
+
+#[derive(Debug)]
+enum Ending {
+    Prepared(Result<Prepared, String>),
+    Sent(Sent),
+    Committed(Result<(), String>),
+}
+
+impl Lane {
+    /// Whether a batch could be built if there were records for it.
+    pub(super) fn can_build(&self) -> bool {
+        !self.halted && self.build.is_empty() && self.tracker.cut_here() < MAX_OPEN_BATCHES && self.recipe().is_some()
+    }
+
+    /// Cuts a batch if it is time.
+    pub(super) fn start_build(&mut self, now: Instant) {
+        let queued = self.queue.queued();
+        if queued.records == 0 || !self.can_build() {
+            return;
+        }
+        let (Some(rules), Some(recipe)) = (self.rules.clone(), self.recipe().map(Arc::clone)) else {
+            return;
+        };
+        if !rules.is_due(&queued, now) && !self.somebody_waits() {
+            return;
+        }
+        let id = BatchId::new();
+        let runs = self
+            .queue
+            .take(|shard| self.shards.get(shard).map(|shard| shard.next_from.clone()));
+        let froms: BTreeMap<_, _> = runs.iter().map(|run| (run.shard.clone(), run.from.clone())).collect();
+        self.tracker.building(id, froms.keys().cloned().collect());
+        self.open.insert(id, Open::building(recipe.revision(), froms));
+        let job = Job {
+            id,
+            pipe: self.pipe,
+            recipe,
+            runs,
+            rules: Some(rules),
+            bench: self.bench.take(),
+        };
+        self.build.spawn_blocking(move || build(job));
+    }
+
+    /// Whether records of a shard that is ending or leaving wait in the queue: then nothing is gained by more of them.
+    fn somebody_waits(&self) -> bool {
+        let waits = |shard: &super::shard::Shard| shard.releasing.is_some() || shard.ended.is_some();
+        self.shards
+            .iter()
+            .any(|(id, shard)| waits(shard) && self.queue.holds(id))
+    }
+
+    pub(super) fn on_built(&mut self, outcome: Option<Outcome>) {
+        let Some(Outcome {
+            id,
+            recipe,
+            built,
+            left,
+            bench,
+            encoded_bytes,
+        }) = outcome
+        else {
+            return;
+        };
+        self.bench = Some(bench);
+        if !self.open.contains_key(&id) {
+            // Dropped meanwhile: all of its shards are lost or will be read again, so what it has left over is of no use.
+            return;
+        }
+        self.queue.put_back(left);
+        let Some(built) = built else {
+            self.tracker.nothing_built(id);
+            self.open.remove(&id);
+            return;
+        };
+        let counts = built.batch.counts;
+        if let Some(rules) = &mut self.rules {
+            rules.learn(counts.bytes, encoded_bytes);
+        }
+        tracing::debug!(
+            batch = %id, rows = counts.rows, rejected = counts.rejected_records, records = counts.records,
+            bytes = counts.bytes, encoded_bytes, slices = built.batch.slices.len(), "built"
+        );
+        for slice in &built.batch.slices {
+            if let Some(shard) = self.shards.get_mut(&slice.shard) {
+                shard.next_from = slice.end();
+            }
+        }
+        let shards: BTreeSet<_> = built.batch.slices.iter().map(|slice| slice.shard.clone()).collect();
+        let claim = self.claim(&built.batch);
+        let (stage, admission) = match Prepared::at_least_once(claim, built, recipe.spec.delivery) {
+            Ok(prepared) => (Stage::Prepared(prepared), Admission::Unrecorded),
+            Err(built) => (Stage::Built(Box::new(built)), Admission::Prepare),
+        };
+        self.tracker.built(id, shards.clone(), admission);
+        if let Some(open) = self.open.get_mut(&id) {
+            open.froms.retain(|shard, _| shards.contains(shard));
+            open.stage = stage;
+        }
+    }
+
+    fn claim(&self, batch: &OpenBatch) -> Claim {
+        let epoch = |slice: &millrace_common::position::Slice| {
+            Some((slice.shard.clone(), self.shards.get(&slice.shard)?.epoch))
+        };
+        Claim {
+            pipe: self.pipe,
+            batch: batch.clone(),
+            epochs: batch.slices.iter().filter_map(epoch).collect(),
+        }
+    }
+
+    /// Starts a step that the tracker allows.
+    pub(super) fn begin(&mut self, step: Step) {
+        let id = step.batch();
+        let Some(open) = self.open.get_mut(&id) else { return };
+        let committer = self.committer.clone();
+        let work: BoxFuture<'static, Ending> = match (step, std::mem::replace(&mut open.stage, Stage::Away(None))) {
+            (Step::Prepare(_), Stage::Built(built)) => {
+                let claim = self.claim(&built.batch);
+                Box::pin(async move { Ending::Prepared(committer.prepare(claim, *built).await) })
+            }
+            (Step::Send(_), Stage::Prepared(prepared)) => {
+                Box::pin(async move { Ending::Sent(committer.send(prepared).await) })
+            }
+            (Step::Commit(_), Stage::Sent(sent)) => {
+                Box::pin(async move { Ending::Committed(committer.commit(sent).await) })
+            }
+            // The tracker and the stages are moved together, so this is a defect; the supervisor begins anew.
+            (step, stage) => panic!("{step:?} while the batch is {stage:?}"),
+        };
+        let task = self.steps.spawn(
+            async move {
+                StepDone {
+                    step,
+                    ending: work.await,
+                }
+            }
+            .in_current_span(),
+        );
+        if let Some(open) = self.open.get_mut(&id) {
+            open.stage = Stage::Away(Some(task));
+        }
+    }
+
+    pub(super) fn on_step(&mut self, done: Option<StepDone>) {
+        let Some(StepDone { step, ending }) = done else { return };
+        let id = step.batch();
+        if !self.open.contains_key(&id) {
+            return;
+        }
+        let stage = match ending {
+            Ending::Prepared(Ok(prepared)) => Stage::Prepared(prepared),
+            Ending::Sent(sent) => Stage::Sent(sent),
+            Ending::Committed(Ok(())) => {
+                self.tracker.done(step);
+                return self.committed(id);
+            }
+            Ending::Prepared(Err(why)) | Ending::Committed(Err(why)) => return self.refused(id, &why),
+        };
+        self.tracker.done(step);
+        if let Some(open) = self.open.get_mut(&id) {
+            open.stage = stage;
+        }
+    }
+
+    fn committed(&mut self, id: BatchId) {
+        tracing::debug!(batch = %id, "committed");
+        self.open.remove(&id);
+        for shard in self.shards.values_mut() {
+            shard.replays.remove(&id);
+        }
+        self.show_soon(true);
+    }
+
+    fn refused(&mut self, id: BatchId, why: &str) {
+        let shards = self
+            .open
+            .get(&id)
+            .map(|open| open.froms.keys().cloned().collect())
+            .unwrap_or_default();
+        self.lose(shards, why);
+    }
+
+    /// Rebuilds the oldest batch of an earlier owner.
+    pub(super) fn start_replay(&mut self) {
+        if self.halted || !self.replay.is_empty() {
+            return;
+        }
+        let known = |batch: &OpenBatch| self.recipes.contains_key(&batch.revision);
+        let Some(batch) = self.replays.front().filter(|batch| known(batch)) else {
+            return;
+        };
+        let Some(recipe) = self.recipes.get(&batch.revision).map(Arc::clone) else {
+            return;
+        };
+        self.replay_of = Some(batch.id);
+        let (pipe, faults, batch) = (self.pipe, self.faults.clone(), batch.clone());
+        self.replay.spawn(replay(pipe, recipe, batch, faults).in_current_span());
+    }
+
+    pub(super) fn on_replayed(&mut self, replayed: Option<Replayed>) {
+        self.replay_of = None;
+        let Some(Replayed { id, built }) = replayed else { return };
+        let Some(batch) = self.replays.pop_front_if(|batch| batch.id == id) else {
+            return;
+        };
+        let prepared = match built {
+            Some(built) => Prepared::replayed(self.claim(&batch), built).map_err(|diverged| diverged.to_string()),
+            None => Err(format!("the slices of prepared batch {id} hold no record any more")),
+        };
+        match prepared {
+            Ok(prepared) => {
+                self.tracker.rebuilt(id);
+                if let Some(open) = self.open.get_mut(&id) {
+                    open.stage = Stage::Prepared(prepared);
+                }
+            }
+            Err(message) => self.halt(Fault::permanent(reason::BATCH_DIVERGED, message)),
+        }
+    }
+
+    /// Stands still for good, until a person has looked.
+    fn halt(&mut self, fault: Fault) {
+        tracing::error!(reason = fault.reason, message = fault.message, "lane halted");
+        self.halted = true;
+        self.faults.set(Part::Lane, fault);
+        self.stop_readers();
+    }
+}

@@ -1,0 +1,320 @@
+//! The worker's conversation with the control plane: it says what it holds and learns what it should run.
+//!
+//! ```text
+//!            connect          Hello            Welcome
+//!   idle ------------> stream -----> waiting ----------> talking --- AssignmentSet --> watch --> supervisor
+//!    ^                    |             |                  |    <-- Report, each heartbeat or at once -- Board
+//!    '------ backoff -----'-------------'------------------'
+//! ```
+//!
+//! It is not the lease: a broken session costs nothing until the control plane's TTL has passed, and lanes run on through
+//! it. Whether a lane may still advance a shard is decided by PrepareBatch and by nothing in this process.
+//!
+//! Invariants:
+//! - the state goes whole, both ways; nothing depends on what was said before;
+//! - within a session generations rise; another session begins anew, because its control plane may.
+
+pub(crate) mod convert;
+
+use std::time::Duration;
+
+use millrace_common::{
+    grpc,
+    ids::{Generation, WorkerInstance},
+    retry::Backoff,
+};
+use millrace_proto::worker::v1::{
+    self as wire, session_request, session_response, worker_service_client::WorkerServiceClient,
+};
+use tokio::{
+    sync::{mpsc, watch},
+    time::{Instant, MissedTickBehavior, timeout},
+};
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tonic::{Status, Streaming, transport::Channel};
+
+use crate::lane::{spec::Assignment, status::Board};
+
+/// The protocol that this worker speaks.
+const PROTOCOL: u32 = 1;
+/// First and longest wait before connecting again: soon enough to renew the leases, and thousands of workers do not come
+/// back together.
+const RECONNECT: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+/// How long the control plane may take to accept a session.
+const WELCOME_DEADLINE: Duration = Duration::from_secs(10);
+/// Heartbeats are not slower or faster than this, whatever the control plane asks for.
+const HEARTBEAT_RANGE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(60));
+/// Reports that wait to be sent. Each is whole, so a longer queue would only hold older ones.
+const OUTBOX: usize = 2;
+/// A control plane that does not take a report for this long is as good as gone.
+const SEND_DEADLINE: Duration = Duration::from_secs(10);
+/// How long the control plane may take to end a session that this worker has ended.
+const CLOSE_DEADLINE: Duration = Duration::from_secs(1);
+/// Urgent reports do not follow each other faster than this.
+const URGENT_PAUSE: Duration = Duration::from_millis(10);
+
+/// Everything that this worker should run.
+#[derive(Debug, Clone)]
+pub struct AssignmentSet {
+    /// Its version.
+    pub generation: Generation,
+    /// Pipes.
+    pub lanes: Vec<Assignment>,
+}
+
+/// What the control plane is told of a worker.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Who.
+    pub worker: WorkerInstance,
+    /// Processor cores.
+    pub cores: u32,
+    /// Bytes between Kinesis and ClickHouse.
+    pub memory_bytes: u64,
+}
+
+/// Why a session ended.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The control plane ended it or cannot be reached.
+    #[error("{}: {}", .0.code(), .0.message())]
+    Status(Box<Status>),
+    /// The control plane closed the stream.
+    #[error("the control plane closed the session")]
+    Closed,
+    /// It did not answer in time.
+    #[error("the control plane did not {0} in time")]
+    Timeout(&'static str),
+    /// It sent something else than the protocol says.
+    #[error("the control plane does not keep to the protocol: {0}")]
+    Protocol(String),
+}
+
+impl From<Status> for Error {
+    fn from(status: Status) -> Self {
+        Error::Status(Box::new(status))
+    }
+}
+
+/// The worker's side of the conversation.
+#[derive(Debug)]
+pub struct Session {
+    options: Options,
+    client: WorkerServiceClient<Channel>,
+    board: Board,
+    desired: watch::Sender<Option<AssignmentSet>>,
+}
+
+impl Session {
+    /// A session that is not connected yet. What the control plane wants goes to `desired`.
+    pub fn new(
+        options: Options,
+        channel: Channel,
+        board: Board,
+        desired: watch::Sender<Option<AssignmentSet>>,
+    ) -> Self {
+        let client = WorkerServiceClient::new(channel)
+            .max_decoding_message_size(grpc::MAX_SESSION_MESSAGE_BYTES)
+            .max_encoding_message_size(grpc::MAX_SESSION_MESSAGE_BYTES);
+        Self {
+            options,
+            client,
+            board,
+            desired,
+        }
+    }
+
+    /// Talks until `close` is cancelled, reconnecting as often as needed. Once `leave` is cancelled the control plane is
+    /// told that the worker will end within `deadline`; until `close` it still hears what is released.
+    pub async fn run(self, leave: CancellationToken, deadline: Duration, close: CancellationToken) {
+        let mut backoff = Backoff::new(RECONNECT.0, RECONNECT.1);
+        while !close.is_cancelled() {
+            let started = Instant::now();
+            let Err(error) = self.talk(&leave, deadline, &close).await else {
+                break;
+            };
+            if started.elapsed() > RECONNECT.1 {
+                backoff.reset();
+            }
+            let delay = backoff.delay();
+            tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                ?delay,
+                "no session with the control plane"
+            );
+            close.run_until_cancelled(tokio::time::sleep(delay)).await;
+        }
+        tracing::debug!("session closed");
+    }
+
+    /// One connection, until it breaks or `close` is cancelled.
+    async fn talk(
+        &self,
+        leave: &CancellationToken,
+        deadline: Duration,
+        close: &CancellationToken,
+    ) -> Result<(), Error> {
+        let Some(connection) = close.run_until_cancelled(self.connect()).await else {
+            return Ok(());
+        };
+        let mut connection = connection?;
+        connection.converse(self, leave, deadline, close).await?;
+        connection.close(self).await;
+        Ok(())
+    }
+
+    async fn connect(&self) -> Result<Connection, Error> {
+        self.board.forget_generations();
+        let (outbox, requests) = mpsc::channel(OUTBOX);
+        let hello = session_request::Message::Hello(self.hello());
+        // There is room: the channel is new.
+        let _ = outbox.try_send(wire::SessionRequest { message: Some(hello) });
+        let mut client = self.client.clone();
+        let accept = async {
+            let mut inbox = client.session(ReceiverStream::new(requests)).await?.into_inner();
+            let first = inbox.message().await?.ok_or(Error::Closed)?;
+            Ok::<_, Error>((inbox, first))
+        };
+        let (inbox, first) = timeout(WELCOME_DEADLINE, accept)
+            .await
+            .map_err(|_| Error::Timeout("accept"))??;
+        let heartbeat = welcomed(&first)?;
+        tracing::info!(worker = %self.options.worker, ?heartbeat, "session with the control plane");
+        Ok(Connection {
+            outbox,
+            inbox,
+            heartbeat,
+            generation: None,
+        })
+    }
+
+    fn hello(&self) -> wire::Hello {
+        let capacity = wire::Capacity {
+            cores: self.options.cores,
+            memory_bytes: self.options.memory_bytes,
+        };
+        wire::Hello {
+            worker: Some(convert::to_identity(&self.options.worker)),
+            protocol_min: PROTOCOL,
+            protocol_max: PROTOCOL,
+            program_version: env!("CARGO_PKG_VERSION").to_owned(),
+            capacity: Some(capacity),
+            report: Some(self.report()),
+        }
+    }
+
+    fn report(&self) -> wire::Report {
+        let (generation, lanes) = self.board.snapshot();
+        convert::to_report(generation, lanes)
+    }
+}
+
+/// The heartbeat that the control plane asks for.
+fn welcomed(response: &wire::SessionResponse) -> Result<Duration, Error> {
+    let Some(session_response::Message::Welcome(welcome)) = &response.message else {
+        return Err(Error::Protocol("the first message is not a Welcome".to_owned()));
+    };
+    if welcome.protocol != PROTOCOL {
+        return Err(Error::Protocol(format!(
+            "protocol {} was not offered",
+            welcome.protocol
+        )));
+    }
+    let heartbeat = convert::duration("welcome.heartbeat_interval", welcome.heartbeat_interval)
+        .map_err(|error| Error::Protocol(error.to_string()))?;
+    Ok(heartbeat.clamp(HEARTBEAT_RANGE.0, HEARTBEAT_RANGE.1))
+}
+
+/// A session that was accepted.
+#[derive(Debug)]
+struct Connection {
+    outbox: mpsc::Sender<wire::SessionRequest>,
+    inbox: Streaming<wire::SessionResponse>,
+    heartbeat: Duration,
+    generation: Option<Generation>,
+}
+
+impl Connection {
+    /// Until it breaks, or `close` is cancelled.
+    async fn converse(
+        &mut self,
+        session: &Session,
+        leave: &CancellationToken,
+        deadline: Duration,
+        close: &CancellationToken,
+    ) -> Result<(), Error> {
+        let mut heartbeat = tokio::time::interval(self.heartbeat);
+        heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut leaving = false;
+        loop {
+            tokio::select! {
+                biased;
+                () = close.cancelled() => return Ok(()),
+                message = self.inbox.message() => self.heard(session, message)?,
+                () = leave.cancelled(), if !leaving => {
+                    leaving = true;
+                    self.say(session_request::Message::Leave(wire::Leave {
+                        deadline: Some(convert::to_duration(deadline)),
+                    })).await?;
+                }
+                () = session.board.urgent() => {
+                    // What happens together is reported together.
+                    tokio::time::sleep_until(Instant::now() + URGENT_PAUSE).await;
+                    self.say(session_request::Message::Report(session.report())).await?;
+                }
+                _ = heartbeat.tick() => self.say(session_request::Message::Report(session.report())).await?,
+            }
+        }
+    }
+
+    /// A last report, and the end of the stream, so that the control plane need not wait for the leases to end.
+    async fn close(mut self, session: &Session) {
+        if self
+            .say(session_request::Message::Report(session.report()))
+            .await
+            .is_err()
+        {
+            return;
+        }
+        drop(self.outbox);
+        let ended = async { while let Ok(Some(_)) = self.inbox.message().await {} };
+        // The process is about to end, whatever the other side does.
+        let _ = timeout(CLOSE_DEADLINE, ended).await;
+    }
+
+    async fn say(&self, message: session_request::Message) -> Result<(), Error> {
+        let request = wire::SessionRequest { message: Some(message) };
+        match timeout(SEND_DEADLINE, self.outbox.send(request)).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(_)) => Err(Error::Closed),
+            Err(_) => Err(Error::Timeout("take a report")),
+        }
+    }
+
+    fn heard(
+        &mut self,
+        session: &Session,
+        message: Result<Option<wire::SessionResponse>, Status>,
+    ) -> Result<(), Error> {
+        let set = match message?.ok_or(Error::Closed)?.message {
+            Some(session_response::Message::AssignmentSet(set)) => set,
+            Some(session_response::Message::Welcome(_)) => {
+                return Err(Error::Protocol("a second Welcome".to_owned()));
+            }
+            // A kind of message that this version does not know.
+            None => return Ok(()),
+        };
+        let set = convert::assignment_set(set).map_err(|error| Error::Protocol(error.to_string()))?;
+        if self.generation.is_some_and(|newest| set.generation <= newest) {
+            return Ok(());
+        }
+        tracing::debug!(generation = set.generation.0, lanes = set.lanes.len(), "assignment");
+        self.generation = Some(set.generation);
+        session.desired.send_replace(Some(set));
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests;

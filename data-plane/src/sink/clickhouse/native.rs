@@ -1,0 +1,79 @@
+//! ClickHouse's compressed frames, for bodies that are sent with `decompress=1`.
+//!
+//! ```text
+//!   CityHash128 of the rest (16) | 0x82 = LZ4 (1) | size of this frame without the hash (4) | plain size (4) | LZ4 block
+//! ```
+//!
+//! All numbers are little-endian. The hash is the version of CityHash that ClickHouse froze.
+
+use cityhash_rs::cityhash_102_128;
+use lz4_flex::block::{compress_into, get_maximum_output_size};
+
+/// Most plain bytes in a frame: what ClickHouse itself writes, and what it buffers per frame when it reads.
+const FRAME_BYTES: usize = 1 << 20;
+/// The method byte of LZ4.
+const LZ4: u8 = 0x82;
+/// Method and the two sizes.
+const HEADER_BYTES: usize = 9;
+const CHECKSUM_BYTES: usize = 16;
+
+/// Appends the bytes of a block as compressed frames.
+pub fn compress_lz4(native: &[u8], out: &mut Vec<u8>) {
+    for plain in native.chunks(FRAME_BYTES) {
+        append_frame(plain, out);
+    }
+}
+
+fn append_frame(plain: &[u8], out: &mut Vec<u8>) {
+    let start = out.len();
+    let body = start + CHECKSUM_BYTES + HEADER_BYTES;
+    out.resize(body + get_maximum_output_size(plain.len()), 0);
+    // The output is as large as it can get, so compression cannot fail; a stored frame would be the only other choice.
+    let compressed = compress_into(plain, &mut out[body..]).unwrap_or_default();
+    out.truncate(body + compressed);
+    let header = &mut out[start + CHECKSUM_BYTES..];
+    header[0] = LZ4;
+    header[1..5].copy_from_slice(&((HEADER_BYTES + compressed) as u32).to_le_bytes());
+    header[5..9].copy_from_slice(&(plain.len() as u32).to_le_bytes());
+    let checksum = cityhash_102_128(&out[start + CHECKSUM_BYTES..]);
+    // The first half of the hash is the high one here and comes first on the wire.
+    out[start..start + 8].copy_from_slice(&((checksum >> 64) as u64).to_le_bytes());
+    out[start + 8..start + CHECKSUM_BYTES].copy_from_slice(&(checksum as u64).to_le_bytes());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn decompress(mut frames: &[u8]) -> Vec<u8> {
+        let mut plain = Vec::new();
+        while !frames.is_empty() {
+            let size = u32::from_le_bytes(frames[17..21].try_into().unwrap()) as usize;
+            let plain_size = u32::from_le_bytes(frames[21..25].try_into().unwrap()) as usize;
+            assert!(plain_size <= FRAME_BYTES);
+            let body = &frames[CHECKSUM_BYTES + HEADER_BYTES..CHECKSUM_BYTES + size];
+            plain.extend(lz4_flex::block::decompress(body, plain_size).unwrap());
+            frames = &frames[CHECKSUM_BYTES + size..];
+        }
+        plain
+    }
+
+    #[test]
+    fn frames_round_trip() {
+        for size in [
+            0,
+            1,
+            100,
+            FRAME_BYTES - 1,
+            FRAME_BYTES,
+            FRAME_BYTES + 1,
+            3 * FRAME_BYTES + 7,
+        ] {
+            let native: Vec<u8> = (0..size).map(|i| (i * i % 251) as u8).collect();
+            let mut frames = vec![0xAA; 3];
+            compress_lz4(&native, &mut frames);
+            assert_eq!(frames[..3], [0xAA; 3]);
+            assert!(decompress(&frames[3..]) == native, "{size}");
+        }
+    }
+}

@@ -1,0 +1,103 @@
+//! What ends a reader, and what it lives through.
+//!
+//! An [`Error`] ends it: reading on from the same place would be wrong or useless. Everything else is a [`Trouble`]: the
+//! reader retries for as long as it lives and says meanwhile what is the matter.
+
+use std::time::Duration;
+
+use millrace_common::{
+    error::{Fault, Retry},
+    ids::{SequenceNumber, ShardId},
+    position::Position,
+    reason,
+};
+
+/// How long to wait before a reader that ended is worth another try: a person has to do something first.
+const PROBE: Duration = Duration::from_secs(60);
+
+/// Why a reader ended before its shard did.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    /// The position belongs to another stream of that name.
+    #[error("the stream was deleted and created again under its name: {message}")]
+    StreamRecreated {
+        /// What says so.
+        message: String,
+    },
+    /// Kinesis no longer knows the position.
+    #[error("Kinesis does not hold {shard} {position} any more: {message}")]
+    PositionExpired {
+        /// The shard.
+        shard: ShardId,
+        /// The position.
+        position: Position,
+        /// What Kinesis answered.
+        message: String,
+    },
+    /// A replay went past its last record, or came to the end, without seeing it.
+    #[error("record {until} of {shard}, the last of a prepared batch, is not in the stream any more: {found}")]
+    RecordMissing {
+        /// The shard.
+        shard: ShardId,
+        /// The record.
+        until: SequenceNumber,
+        /// What was found instead.
+        found: String,
+    },
+    /// Kinesis calls a request malformed, so it would be every time.
+    #[error("Kinesis refuses a request as invalid: {message}")]
+    Refused {
+        /// What it answered.
+        message: String,
+    },
+}
+
+impl Error {
+    /// Whose fault it is.
+    pub fn fault(&self) -> Fault {
+        match self {
+            Error::StreamRecreated { .. } | Error::PositionExpired { .. } | Error::RecordMissing { .. } => Fault::User,
+            Error::Refused { .. } => Fault::Internal,
+        }
+    }
+
+    /// Whether to start a reader again with the same position.
+    pub fn retry(&self) -> Retry {
+        match self {
+            Error::StreamRecreated { .. } | Error::PositionExpired { .. } | Error::RecordMissing { .. } => Retry::Never,
+            Error::Refused { .. } => Retry::After(PROBE),
+        }
+    }
+
+    /// The stable reason.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Error::StreamRecreated { .. } => reason::SOURCE_STREAM_RECREATED,
+            Error::PositionExpired { .. } | Error::RecordMissing { .. } => reason::SOURCE_POSITION_EXPIRED,
+            Error::Refused { .. } => reason::INTERNAL,
+        }
+    }
+
+    /// What to do about it.
+    pub fn remedy(&self) -> &'static str {
+        match self {
+            Error::StreamRecreated { .. } => "delete the pipe and create it again for the new stream",
+            Error::PositionExpired { .. } | Error::RecordMissing { .. } => {
+                "records have left the stream's retention before they were read; create the pipe anew from where it \
+                 should go on, and give the stream a longer retention"
+            }
+            Error::Refused { .. } => "this is a defect of Millrace: please report it with the worker's log",
+        }
+    }
+}
+
+/// What keeps a reader from reading just now. It goes away by itself once the cause does.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Trouble {
+    /// Stable reason.
+    pub reason: &'static str,
+    /// What is wrong and what to do about it.
+    pub message: String,
+    /// A person has to act first; otherwise waiting may be enough.
+    pub permanent: bool,
+}

@@ -1,0 +1,305 @@
+//! Reading one Kinesis shard by polling.
+//!
+//! ```text
+//!             next(now) -> Action                     on_…(now, …)
+//!   Machine ------------------------> Reader (shell) --------------> Machine
+//!                                      |  Client: GetShardIterator, GetRecords, DescribeStreamSummary
+//!                                      `-> Page
+//! ```
+//!
+//! All decisions are in [`poll`], which does no IO: when to call, from where, what an answer means. The shell here
+//! carries them out and bounds every wait.
+//!
+//! Invariants:
+//! - A position is only ever taken from the records of a response, and never moves back.
+//! - Only a response without a next iterator *and* with well-formed children ends a shard.
+//! - At most one call per shard is in flight.
+
+mod check;
+mod client;
+mod failure;
+mod poll;
+mod throttle;
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use millrace_common::{
+    ids::{SequenceNumber, ShardId},
+    pipe::StreamIdentity,
+    position::Position,
+};
+use tokio::{
+    sync::{mpsc, watch},
+    time::Instant,
+};
+use tokio_util::sync::CancellationToken;
+
+pub use self::client::Client;
+pub use self::throttle::Limits;
+use self::{
+    failure::{Failure, Kind},
+    poll::{Action, Machine},
+};
+use super::{Budget, Error, Page, Trouble};
+
+/// The most that one GetRecords call may take, beyond the SDK's own timeouts: a call that none of them ends must not
+/// stop a shard for ever.
+const CALL_DEADLINE: Duration = Duration::from_secs(90);
+
+/// What to read.
+#[derive(Debug, Clone)]
+pub struct ReaderOptions {
+    /// The stream.
+    pub stream: StreamIdentity,
+    /// The shard.
+    pub shard: ShardId,
+    /// Where to start.
+    pub start: Position,
+    /// The last record to read, for a replay of a prepared batch.
+    pub until: Option<SequenceNumber>,
+    /// How fast the shard may be read.
+    pub limits: Limits,
+}
+
+impl ReaderOptions {
+    /// Reads a shard from `start` to its end.
+    pub fn new(stream: StreamIdentity, shard: ShardId, start: Position) -> Self {
+        Self {
+            stream,
+            shard,
+            start,
+            until: None,
+            limits: Limits::default(),
+        }
+    }
+
+    /// Reads to this record and not beyond.
+    #[must_use]
+    pub fn until(mut self, last: SequenceNumber) -> Self {
+        self.until = Some(last);
+        self
+    }
+}
+
+/// Why a reader ended without an error.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stop {
+    /// The shard ended; the last page said so.
+    ShardEnd,
+    /// The record asked for as the last was read.
+    Until,
+    /// It was cancelled, or nobody takes its pages any more.
+    Cancelled,
+}
+
+/// What a reader has counted so far.
+#[derive(Debug, Default)]
+pub struct Counters {
+    /// GetRecords calls.
+    pub calls: AtomicU64,
+    /// Calls that Kinesis refused because there were too many.
+    pub throttled: AtomicU64,
+    /// Iterators that were given up for a new one.
+    pub renewed_iterators: AtomicU64,
+    /// Calls that failed in any other way.
+    pub failures: AtomicU64,
+    /// Records that came a second time and were dropped.
+    pub duplicates: AtomicU64,
+}
+
+impl Counters {
+    fn add(counter: &AtomicU64, count: u64) {
+        counter.fetch_add(count, Ordering::Relaxed);
+    }
+}
+
+/// Reads one shard.
+#[derive(Debug)]
+pub struct Reader {
+    client: Client,
+    stream_arn: String,
+    machine: Machine,
+    trouble: watch::Sender<Option<Trouble>>,
+    counters: Arc<Counters>,
+}
+
+impl Reader {
+    /// A reader that has not called yet.
+    pub fn new(client: Client, options: ReaderOptions) -> Self {
+        Self {
+            client,
+            stream_arn: options.stream.arn.clone(),
+            machine: Machine::new(options, Instant::now()),
+            trouble: watch::Sender::new(None),
+            counters: Arc::default(),
+        }
+    }
+
+    /// What keeps it from reading, if anything. Subscribe before [`Self::run`]; closed once the reader has ended.
+    pub fn trouble(&self) -> watch::Receiver<Option<Trouble>> {
+        self.trouble.subscribe()
+    }
+
+    /// What it counts.
+    pub fn counters(&self) -> Arc<Counters> {
+        Arc::clone(&self.counters)
+    }
+
+    /// Reads until the shard or the replay ends, or until it is cancelled.
+    ///
+    /// Cancelling drops what was read and not yet sent; nothing is lost by it, because only who takes a page may move
+    /// the checkpoint.
+    ///
+    /// # Errors
+    /// When reading on would be wrong or useless. Everything that may pass is retried and shown in [`Self::trouble`].
+    pub async fn run(
+        mut self,
+        out: mpsc::Sender<Page>,
+        budget: Arc<Budget>,
+        cancel: CancellationToken,
+    ) -> Result<Stop, Error> {
+        match cancel.run_until_cancelled(self.drive(&out, &budget)).await {
+            Some(result) => result,
+            None => Ok(Stop::Cancelled),
+        }
+    }
+
+    async fn drive(&mut self, out: &mpsc::Sender<Page>, budget: &Arc<Budget>) -> Result<Stop, Error> {
+        loop {
+            match self.machine.next(Instant::now()) {
+                Action::Wait(until) => tokio::time::sleep_until(until).await,
+                Action::VerifyStream => self.verify_stream().await?,
+                Action::GetIterator(position) => self.get_iterator(&position).await?,
+                Action::Finish(stop) => return Ok(stop),
+                Action::GetRecords {
+                    iterator,
+                    limit,
+                    reserve,
+                } => {
+                    let mut permit = budget.acquire(reserve).await;
+                    let Some(accepted) = self.get_records(&iterator, limit).await? else {
+                        continue;
+                    };
+                    permit.resize(accepted.cost);
+                    let stop = accepted.stop();
+                    let page = Page {
+                        shard: self.machine.shard().clone(),
+                        records: accepted.records,
+                        last: accepted.last,
+                        lag: accepted.lag,
+                        end: accepted.end,
+                        permit,
+                    };
+                    if out.send(page).await.is_err() {
+                        return Ok(Stop::Cancelled);
+                    }
+                    if let Some(stop) = stop {
+                        return Ok(stop);
+                    }
+                }
+            }
+        }
+    }
+
+    async fn verify_stream(&mut self) -> Result<(), Error> {
+        let started = Instant::now();
+        let created = bounded(self.client.stream_created(&self.stream_arn)).await;
+        match created {
+            Ok(created) => self.machine.on_stream(created),
+            Err(failure) => self.failed(started, &failure),
+        }
+    }
+
+    async fn get_iterator(&mut self, position: &Position) -> Result<(), Error> {
+        let started = Instant::now();
+        let iterator = bounded(
+            self.client
+                .shard_iterator(&self.stream_arn, self.machine.shard(), position),
+        )
+        .await;
+        match iterator {
+            Ok(iterator) => {
+                self.machine.on_iterator(iterator);
+                Ok(())
+            }
+            Err(failure) => self.failed(started, &failure),
+        }
+    }
+
+    async fn get_records(&mut self, iterator: &str, limit: i32) -> Result<Option<poll::Accepted>, Error> {
+        let started = Instant::now();
+        Counters::add(&self.counters.calls, 1);
+        let reply = bounded(self.client.records(&self.stream_arn, iterator, limit)).await;
+        let outcome = match reply {
+            Ok(reply) => self.machine.on_records(started, Instant::now(), reply)?,
+            Err(failure) => Err(failure),
+        };
+        match outcome {
+            Ok(accepted) => {
+                Counters::add(&self.counters.duplicates, accepted.duplicates);
+                if accepted.stalled {
+                    Counters::add(&self.counters.renewed_iterators, 1);
+                    tracing::warn!(shard = %self.machine.shard(), "an iterator brought nothing for a minute: taking a new one");
+                }
+                self.show_trouble();
+                Ok(Some(accepted))
+            }
+            Err(failure) => {
+                self.failed(started, &failure)?;
+                Ok(None)
+            }
+        }
+    }
+
+    fn failed(&mut self, started: Instant, failure: &Failure) -> Result<(), Error> {
+        let counter = match failure.kind {
+            Kind::Throttled => &self.counters.throttled,
+            Kind::ExpiredIterator => &self.counters.renewed_iterators,
+            _ => &self.counters.failures,
+        };
+        Counters::add(counter, 1);
+        tracing::debug!(
+            shard = %self.machine.shard(), call = failure.call, kind = ?failure.kind, message = failure.message,
+            "Kinesis call failed"
+        );
+        self.machine
+            .on_failure(started, Instant::now(), failure, rand::random())?;
+        self.show_trouble();
+        Ok(())
+    }
+
+    fn show_trouble(&self) {
+        let (shard, trouble) = (self.machine.shard(), self.machine.trouble());
+        self.trouble.send_if_modified(|shown| {
+            if shown.as_ref() == trouble {
+                return false;
+            }
+            match trouble {
+                Some(trouble) => {
+                    tracing::warn!(%shard, reason = trouble.reason, message = trouble.message, "cannot read");
+                }
+                None => tracing::info!(%shard, "reading again"),
+            }
+            *shown = trouble.cloned();
+            true
+        });
+    }
+}
+
+/// A call with an end.
+async fn bounded<T>(call: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+    // On the heap: the SDK's futures are tens of kilobytes, and there is one per shard.
+    match tokio::time::timeout(CALL_DEADLINE, Box::pin(call)).await {
+        Ok(result) => result,
+        Err(_) => Err(Failure::transient(
+            "call",
+            format!("no answer within {} s", CALL_DEADLINE.as_secs()),
+        )),
+    }
+}

@@ -1,0 +1,144 @@
+//! The three Kinesis calls of a reader, in Millrace's own types. Retries nothing: one call is one attempt.
+
+use aws_sdk_kinesis::{
+    operation::get_records::GetRecordsOutput,
+    types::{Record as SdkRecord, ShardIteratorType},
+};
+use aws_smithy_types::DateTime;
+use jiff::Timestamp;
+use millrace_common::{
+    aws,
+    ids::{SequenceNumber, ShardId},
+    position::Position,
+};
+
+use super::{failure::Failure, poll::CreatedStream};
+use crate::source::Record;
+
+/// A connection to Kinesis with one identity; a cheap clone.
+#[derive(Debug, Clone)]
+pub struct Client {
+    sdk: aws_sdk_kinesis::Client,
+}
+
+/// What GetRecords answered; nothing is checked yet but that numbers are numbers.
+#[derive(Debug, Default)]
+pub(super) struct Reply {
+    pub(super) records: Vec<Record>,
+    pub(super) next_iterator: Option<String>,
+    pub(super) millis_behind: Option<i64>,
+    pub(super) children: Option<Vec<Child>>,
+}
+
+/// A child shard as Kinesis names it.
+#[derive(Debug, Clone)]
+pub(super) struct Child {
+    pub(super) id: String,
+    pub(super) parents: Vec<String>,
+}
+
+impl Client {
+    /// A client for `access`. Makes no call.
+    pub async fn new(access: &aws::Access) -> Self {
+        // The reader's own backoff knows the shard's limits; a second one inside the SDK would break its pace.
+        let access = aws::Access {
+            max_attempts: 1,
+            ..access.clone()
+        };
+        Self {
+            sdk: aws_sdk_kinesis::Client::new(&aws::config(&access).await),
+        }
+    }
+
+    pub(super) async fn shard_iterator(
+        &self,
+        stream_arn: &str,
+        shard: &ShardId,
+        position: &Position,
+    ) -> Result<String, Failure> {
+        const CALL: &str = "GetShardIterator";
+        let call = self
+            .sdk
+            .get_shard_iterator()
+            .stream_arn(stream_arn)
+            .shard_id(shard.as_str());
+        let call = match position {
+            Position::TrimHorizon => call.shard_iterator_type(ShardIteratorType::TrimHorizon),
+            Position::AtTimestamp(time) => call
+                .shard_iterator_type(ShardIteratorType::AtTimestamp)
+                .timestamp(date_time(*time)),
+            Position::After(sequence_number) => call
+                .shard_iterator_type(ShardIteratorType::AfterSequenceNumber)
+                .starting_sequence_number(sequence_number.as_str()),
+        };
+        let output = call.send().await.map_err(|error| Failure::of(CALL, &error))?;
+        output
+            .shard_iterator
+            .ok_or_else(|| Failure::malformed(CALL, "an answer without an iterator"))
+    }
+
+    pub(super) async fn records(&self, stream_arn: &str, iterator: &str, limit: i32) -> Result<Reply, Failure> {
+        const CALL: &str = "GetRecords";
+        let call = self
+            .sdk
+            .get_records()
+            .stream_arn(stream_arn)
+            .shard_iterator(iterator)
+            .limit(limit);
+        reply(call.send().await.map_err(|error| Failure::of(CALL, &error))?)
+            .map_err(|number| Failure::malformed(CALL, format!("{number:?} is not a sequence number")))
+    }
+
+    pub(super) async fn stream_created(&self, stream_arn: &str) -> Result<CreatedStream, Failure> {
+        const CALL: &str = "DescribeStreamSummary";
+        let call = self.sdk.describe_stream_summary().stream_arn(stream_arn);
+        let output = call.send().await.map_err(|error| Failure::of(CALL, &error))?;
+        output
+            .stream_description_summary
+            .map(|summary| {
+                let created = &summary.stream_creation_timestamp;
+                CreatedStream {
+                    created_millis: created.to_millis().unwrap_or_default(),
+                }
+            })
+            .ok_or_else(|| Failure::malformed(CALL, "an answer without a description"))
+    }
+}
+
+fn date_time(time: Timestamp) -> DateTime {
+    // A `Timestamp` fits: both reach from year -9999 to 9999.
+    DateTime::from_nanos(time.as_nanosecond()).unwrap_or_else(|_| DateTime::from_millis(time.as_millisecond()))
+}
+
+/// The answer in our types, or what should have been a sequence number.
+fn reply(output: GetRecordsOutput) -> Result<Reply, String> {
+    let records = output.records.into_iter().map(record).collect::<Result<_, _>>()?;
+    let children = output.child_shards.map(|children| {
+        children
+            .into_iter()
+            .map(|child| Child {
+                id: child.shard_id,
+                parents: child.parent_shards,
+            })
+            .collect()
+    });
+    Ok(Reply {
+        records,
+        next_iterator: output.next_shard_iterator.filter(|iterator| !iterator.is_empty()),
+        millis_behind: output.millis_behind_latest,
+        children,
+    })
+}
+
+fn record(record: SdkRecord) -> Result<Record, String> {
+    let sequence_number: SequenceNumber = record.sequence_number.parse().map_err(|_| record.sequence_number)?;
+    let arrival = record
+        .approximate_arrival_timestamp
+        .and_then(|time| time.to_millis().ok());
+    Ok(Record {
+        sequence_number,
+        partition_key: record.partition_key.unwrap_or_default(),
+        arrival_millis: arrival.unwrap_or_default(),
+        data: record.data.into_inner(),
+    })
+}

@@ -1,0 +1,553 @@
+//! The polling machine, driven by hand: time, answers and failures are made up, and what it wants to do is checked.
+
+use millrace_common::pipe::StreamIdentity;
+
+use super::*;
+use crate::source::kinesis::{Limits, client::Child};
+
+const CREATED: i64 = 1_700_000_000_000;
+const SHARD: &str = "shardId-000000000001";
+
+struct Bed {
+    machine: Machine,
+    now: Instant,
+    iterators: u32,
+}
+
+fn number(value: u64) -> SequenceNumber {
+    value.to_string().parse().unwrap()
+}
+
+fn after(value: u64) -> Position {
+    Position::After(number(value))
+}
+
+fn reply(numbers: &[u64], millis_behind: i64) -> Reply {
+    let record = |value: &u64| Record {
+        sequence_number: number(*value),
+        partition_key: "key".to_owned(),
+        arrival_millis: 0,
+        data: vec![b'x'; 10],
+    };
+    Reply {
+        records: numbers.iter().map(record).collect(),
+        next_iterator: Some("next".to_owned()),
+        millis_behind: Some(millis_behind),
+        children: None,
+    }
+}
+
+fn end(numbers: &[u64]) -> Reply {
+    let child = Child {
+        id: "shardId-000000000002".to_owned(),
+        parents: vec![SHARD.to_owned()],
+    };
+    Reply {
+        next_iterator: None,
+        children: Some(vec![child]),
+        ..reply(numbers, 0)
+    }
+}
+
+fn failure(kind: Kind) -> Failure {
+    Failure {
+        call: "GetRecords",
+        kind,
+        message: "x".to_owned(),
+    }
+}
+
+impl Bed {
+    fn new(start: Position, until: Option<u64>) -> Self {
+        let stream = StreamIdentity {
+            arn: "arn:aws:kinesis:us-east-1:123456789012:stream/s".to_owned(),
+            name: "s".to_owned(),
+            created: jiff::Timestamp::from_millisecond(CREATED).unwrap(),
+        };
+        let options = ReaderOptions {
+            stream,
+            shard: SHARD.parse().unwrap(),
+            start,
+            until: until.map(number),
+            limits: Limits::default(),
+        };
+        let now = Instant::now();
+        Self {
+            machine: Machine::new(options, now),
+            now,
+            iterators: 0,
+        }
+    }
+
+    /// Waits as told, and returns what comes then and how long that took.
+    fn next(&mut self) -> (Action, Duration) {
+        let start = self.now;
+        loop {
+            match self.machine.next(self.now) {
+                Action::Wait(until) => {
+                    assert!(until > self.now, "a wait for what has passed");
+                    self.now = until;
+                }
+                action => return (action, self.now - start),
+            }
+        }
+    }
+
+    /// The position from which an iterator is asked for; gives one.
+    fn iterator(&mut self) -> Position {
+        let (action, _) = self.next();
+        let Action::GetIterator(position) = action else {
+            panic!("{action:?} instead of an iterator")
+        };
+        self.iterators += 1;
+        self.machine.on_iterator(format!("iterator {}", self.iterators));
+        position
+    }
+
+    /// Answers the GetRecords call that comes next.
+    fn answer(&mut self, reply: Reply) -> Result<Result<Accepted, Failure>, Error> {
+        let (action, _) = self.next();
+        assert!(
+            matches!(action, Action::GetRecords { .. }),
+            "{action:?} instead of GetRecords"
+        );
+        let started = self.now;
+        self.now += Duration::from_millis(10);
+        self.machine.on_records(started, self.now, reply)
+    }
+
+    fn accepted(&mut self, reply: Reply) -> Accepted {
+        self.answer(reply).expect("the reader goes on").expect("a good answer")
+    }
+
+    fn fail(&mut self, failure: &Failure) -> Result<(), Error> {
+        self.machine.on_failure(self.now, self.now, failure, 1.0)
+    }
+
+    fn reason(&self) -> Option<&'static str> {
+        self.machine.trouble().map(|trouble| trouble.reason)
+    }
+}
+
+#[test]
+fn reads_from_the_start_and_keeps_the_place() {
+    let mut bed = Bed::new(Position::TrimHorizon, None);
+    assert_eq!(bed.iterator(), Position::TrimHorizon);
+    let page = bed.accepted(reply(&[], 5_000));
+    assert_eq!((page.last, page.lag), (None, Some(Duration::from_secs(5))));
+    let page = bed.accepted(reply(&[1, 2, 3], 1_000));
+    assert_eq!(page.last, Some(number(3)));
+    let page = bed.accepted(reply(&[], 0));
+    assert_eq!(page.last, Some(number(3)), "an empty answer does not move the place");
+    assert_eq!(page.stop(), None);
+}
+
+#[test]
+fn an_expired_iterator_is_renewed_after_the_last_accepted_record() {
+    for taken in [&[][..], &[4, 9]] {
+        let mut bed = Bed::new(after(3), None);
+        assert_eq!(bed.iterator(), after(3));
+        bed.accepted(reply(taken, 1_000));
+        bed.now += Duration::from_secs(360);
+        let _ = bed.next();
+        bed.fail(&failure(Kind::ExpiredIterator)).unwrap();
+        let before = bed.now;
+        assert_eq!(bed.iterator(), after(taken.last().copied().unwrap_or(3)));
+        assert_eq!(bed.now, before, "at once");
+        assert_eq!(bed.reason(), None);
+        // What the new iterator repeats is dropped.
+        assert_eq!(bed.accepted(reply(&[3, 10], 0)).duplicates, 1);
+    }
+}
+
+#[test]
+fn iterators_that_are_born_expired_do_not_spin() {
+    let mut bed = Bed::new(Position::TrimHorizon, None);
+    let start = bed.now;
+    for _ in 0..20 {
+        bed.iterator();
+        let _ = bed.next();
+        bed.fail(&failure(Kind::ExpiredIterator)).unwrap();
+    }
+    assert!(bed.now - start > Duration::from_secs(60), "{:?}", bed.now - start);
+    assert!(bed.reason().is_some());
+}
+
+#[test]
+fn empty_answers_behind_the_tip_are_walked_through_at_full_rate() {
+    let mut bed = Bed::new(Position::TrimHorizon, None);
+    bed.iterator();
+    let start = bed.now;
+    for step in 0..500 {
+        let page = bed.accepted(reply(&[], 1_000_000 - step * 100));
+        assert!(!page.stalled);
+    }
+    assert!(bed.now - start < Duration::from_secs(500 / 4), "{:?}", bed.now - start);
+    assert_eq!(bed.accepted(reply(&[7], 10)).records.len(), 1);
+    assert_eq!(bed.iterators, 1);
+}
+
+#[test]
+fn an_iterator_that_brings_nothing_for_a_minute_is_given_up() {
+    let mut bed = Bed::new(after(5), None);
+    bed.iterator();
+    let start = bed.now;
+    while !bed.accepted(reply(&[], 1_000)).stalled {
+        assert!(bed.now - start < Duration::from_secs(70));
+    }
+    assert!(bed.now - start >= STALL);
+    assert_eq!(bed.iterator(), after(5));
+}
+
+#[test]
+fn a_shard_ends_only_with_children() {
+    let mut bed = Bed::new(Position::TrimHorizon, None);
+    bed.iterator();
+    let broken = Reply {
+        next_iterator: None,
+        ..reply(&[1], 0)
+    };
+    let refused = bed.answer(broken).unwrap().expect_err("no children");
+    assert_eq!(refused.kind, Kind::Malformed);
+    bed.fail(&refused).unwrap();
+    assert_eq!(
+        bed.iterator(),
+        Position::TrimHorizon,
+        "nothing of the broken answer was taken"
+    );
+    let page = bed.accepted(end(&[1, 2]));
+    assert_eq!((page.stop(), page.last), (Some(Stop::ShardEnd), Some(number(2))));
+    assert_eq!(page.end.unwrap().children.len(), 1);
+}
+
+#[test]
+fn disorder_is_never_taken() {
+    let mut bed = Bed::new(Position::TrimHorizon, None);
+    bed.iterator();
+    let refused = bed.answer(reply(&[1, 3, 2], 0)).unwrap().expect_err("disorder");
+    bed.fail(&refused).unwrap();
+    assert_eq!(bed.iterator(), Position::TrimHorizon);
+    assert_eq!(bed.accepted(reply(&[1, 2, 3], 0)).records.len(), 3);
+}
+
+#[test]
+fn a_replay_ends_at_its_last_record() {
+    let mut bed = Bed::new(after(3), Some(6));
+    bed.iterator();
+    assert_eq!(bed.accepted(reply(&[4], 9)).stop(), None);
+    let page = bed.accepted(reply(&[5, 6, 7, 8], 0));
+    assert_eq!(
+        (page.records.len(), page.last.clone(), page.stop()),
+        (2, Some(number(6)), Some(Stop::Until))
+    );
+    assert_eq!(bed.machine.next(bed.now), Action::Finish(Stop::Until));
+}
+
+#[test]
+fn a_replay_at_the_end_of_a_shard_leaves_the_end_to_others() {
+    let mut bed = Bed::new(after(3), Some(5));
+    bed.iterator();
+    let page = bed.accepted(end(&[4, 5]));
+    assert_eq!((page.stop(), page.end), (Some(Stop::Until), None));
+}
+
+#[test]
+fn a_replay_whose_last_record_is_gone_says_so() {
+    let missing = |result: Result<Result<Accepted, Failure>, Error>| {
+        assert!(matches!(result, Err(Error::RecordMissing { .. })), "{result:?}");
+    };
+    let mut bed = Bed::new(after(3), Some(6));
+    bed.iterator();
+    missing(bed.answer(reply(&[4, 7], 0)));
+
+    let mut bed = Bed::new(after(3), Some(6));
+    bed.iterator();
+    missing(bed.answer(end(&[4])));
+
+    let mut bed = Bed::new(after(3), Some(6));
+    bed.iterator();
+    for _ in 1..EMPTY_AT_TIP {
+        assert_eq!(bed.accepted(reply(&[], 0)).stop(), None);
+    }
+    missing(bed.answer(reply(&[], 0)));
+}
+
+#[test]
+fn throttling_slows_down_and_never_ends() {
+    let mut bed = Bed::new(Position::TrimHorizon, None);
+    bed.iterator();
+    let start = bed.now;
+    for count in 0..50 {
+        let (action, waited) = bed.next();
+        assert!(matches!(action, Action::GetRecords { .. }));
+        assert!(count == 0 || waited >= Duration::from_secs(1), "{waited:?}");
+        assert_eq!(
+            bed.reason().is_some(),
+            bed.reason() == Some(millrace_common::reason::SOURCE_THROTTLED)
+        );
+        bed.fail(&failure(Kind::Throttled)).unwrap();
+    }
+    assert!(bed.now - start > SHOW_THROTTLING_AFTER);
+    assert!(!bed.machine.trouble().expect("shown by now").permanent);
+    bed.accepted(reply(&[1], 100));
+    assert_eq!(bed.reason(), None);
+    let (_, waited) = bed.next();
+    assert!(waited > Duration::from_secs(1), "the interval recovers step by step");
+}
+
+#[test]
+fn an_outage_is_shown_after_a_while_and_cleared_by_the_first_answer() {
+    let mut bed = Bed::new(Position::TrimHorizon, None);
+    bed.iterator();
+    let start = bed.now;
+    while bed.reason().is_none() {
+        let _ = bed.next();
+        bed.fail(&failure(Kind::Transient)).unwrap();
+        assert!(bed.now - start < Duration::from_secs(20));
+    }
+    assert!(bed.now - start >= SHOW_FAILURE_AFTER);
+    assert_eq!(bed.reason(), Some(millrace_common::reason::SOURCE_UNREACHABLE));
+    let (action, waited) = bed.next();
+    assert!(waited <= Duration::from_secs(10));
+    let Action::GetRecords { limit, reserve, .. } = action else {
+        panic!("{action:?}")
+    };
+    assert_eq!(
+        (limit, reserve),
+        (PROBE_LIMIT, SMALL_RESERVE),
+        "a probe asks for little"
+    );
+    bed.accepted(reply(&[1], 100));
+    assert_eq!(bed.reason(), None);
+    let (action, _) = bed.next();
+    assert!(matches!(
+        action,
+        Action::GetRecords {
+            limit: FULL_LIMIT,
+            reserve: FULL_RESERVE,
+            ..
+        }
+    ));
+}
+
+#[test]
+fn what_a_person_must_mend_is_shown_at_once_and_probed() {
+    for kind in [Kind::Denied, Kind::Credential, Kind::NotFound] {
+        let mut bed = Bed::new(after(1), None);
+        bed.iterator();
+        let _ = bed.next();
+        bed.fail(&failure(kind)).unwrap();
+        let trouble = bed.machine.trouble().expect("shown");
+        assert!(trouble.permanent && trouble.reason == kind.reason() && trouble.message.contains(kind.remedy()));
+        for _ in 0..20 {
+            let (action, waited) = bed.next();
+            assert!(waited <= Duration::from_secs(60));
+            match action {
+                Action::VerifyStream => bed
+                    .machine
+                    .on_stream(CreatedStream {
+                        created_millis: CREATED,
+                    })
+                    .unwrap(),
+                Action::GetIterator(position) => {
+                    assert_eq!(position, after(1), "the place is kept");
+                    bed.machine.on_iterator("again".to_owned());
+                }
+                Action::GetRecords { .. } => {
+                    bed.accepted(reply(&[2], 0));
+                    break;
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+        assert_eq!(bed.reason(), None, "{kind:?} heals by itself");
+    }
+}
+
+#[test]
+fn a_stream_that_was_gone_is_checked_before_it_is_read_again() {
+    let mut bed = Bed::new(Position::TrimHorizon, None);
+    bed.iterator();
+    let _ = bed.next();
+    bed.fail(&failure(Kind::NotFound)).unwrap();
+    assert_eq!(bed.next().0, Action::VerifyStream);
+    // Still gone.
+    bed.fail(&failure(Kind::NotFound)).unwrap();
+    assert_eq!(bed.next().0, Action::VerifyStream);
+    let error = bed
+        .machine
+        .on_stream(CreatedStream {
+            created_millis: CREATED + 1,
+        })
+        .expect_err("another stream");
+    assert_eq!(error.reason(), millrace_common::reason::SOURCE_STREAM_RECREATED);
+}
+
+#[test]
+fn a_shard_that_is_gone_from_a_stream_that_is_there_has_expired() {
+    let mut bed = Bed::new(after(9), None);
+    for _ in 1..SHARD_NOT_FOUND {
+        assert!(matches!(bed.next().0, Action::GetIterator(_)));
+        bed.fail(&failure(Kind::NotFound)).unwrap();
+        assert_eq!(bed.next().0, Action::VerifyStream);
+        bed.machine
+            .on_stream(CreatedStream {
+                created_millis: CREATED,
+            })
+            .unwrap();
+    }
+    assert!(matches!(bed.next().0, Action::GetIterator(_)));
+    let error = bed.fail(&failure(Kind::NotFound)).expect_err("gone");
+    assert_eq!(error.reason(), millrace_common::reason::SOURCE_POSITION_EXPIRED);
+}
+
+#[test]
+fn invalid_arguments_of_an_iterator_are_told_apart_by_their_text() {
+    let fail = |start: Position, message: &str| {
+        let mut bed = Bed::new(start, None);
+        let failure = Failure {
+            call: "GetShardIterator",
+            kind: Kind::InvalidArgument,
+            message: format!("InvalidArgumentException: {message}"),
+        };
+        bed.fail(&failure).map(|()| bed.machine.next(bed.now))
+    };
+    let recreated = "StartingSequenceNumber 4 … is invalid because it did not come from this stream.";
+    assert!(matches!(fail(after(4), recreated), Err(Error::StreamRecreated { .. })));
+    let ours =
+        "Invalid StartingSequenceNumber. It encodes shardId-1, while it was used in a call to a shard with shardId-2";
+    assert!(matches!(fail(after(4), ours), Err(Error::Refused { .. })));
+    assert!(matches!(fail(after(4), "too old"), Err(Error::PositionExpired { .. })));
+    assert!(matches!(
+        fail(Position::TrimHorizon, "what"),
+        Err(Error::Refused { .. })
+    ));
+    // A time that is still to come for Kinesis' clock.
+    let future = Position::AtTimestamp("2026-01-01T00:00:00Z".parse().unwrap());
+    assert!(matches!(
+        fail(future, "the timestamp is in the future"),
+        Ok(Action::Wait(_))
+    ));
+}
+
+#[test]
+fn an_invalid_iterator_is_renewed_once_and_then_shown() {
+    let mut bed = Bed::new(after(4), None);
+    bed.iterator();
+    let _ = bed.next();
+    bed.fail(&failure(Kind::InvalidArgument)).unwrap();
+    assert_eq!((bed.reason(), bed.iterator()), (None, after(4)));
+    let _ = bed.next();
+    bed.fail(&failure(Kind::InvalidArgument)).unwrap();
+    assert!(bed.machine.trouble().is_some_and(|trouble| trouble.permanent));
+    assert_eq!(bed.iterator(), after(4));
+    bed.accepted(reply(&[5], 0));
+    assert_eq!(bed.reason(), None);
+}
+
+#[test]
+fn a_refused_request_ends_the_reader() {
+    let mut bed = Bed::new(after(4), None);
+    let error = bed.fail(&failure(Kind::Refused)).expect_err("a defect");
+    assert_eq!(error.reason(), millrace_common::reason::INTERNAL);
+}
+
+#[test]
+fn lag_is_clamped() {
+    let mut bed = Bed::new(after(4), None);
+    bed.iterator();
+    assert_eq!(bed.accepted(reply(&[], -5)).lag, Some(Duration::ZERO));
+    assert_eq!(
+        bed.accepted(reply(&[], i64::MAX)).lag,
+        Some(Duration::from_millis(i64::MAX as u64))
+    );
+    let silent = Reply {
+        millis_behind: None,
+        ..reply(&[], 0)
+    };
+    assert_eq!(bed.accepted(silent).lag, None);
+}
+
+mod properties {
+    //! A made-up shard behind a made-up service that fails, repeats, expires and throttles at will: every record comes
+    //! out once and in order.
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[derive(Debug, Clone, Copy)]
+    enum Event {
+        Answer { count: usize, repeat: usize },
+        Disorder,
+        NoChildren,
+        Fail(Kind),
+        Stall(u64),
+    }
+
+    fn event() -> impl Strategy<Value = Event> {
+        prop_oneof![
+            6 => (0usize..5, 0usize..3).prop_map(|(count, repeat)| Event::Answer { count, repeat }),
+            1 => Just(Event::Disorder),
+            1 => Just(Event::NoChildren),
+            3 => prop::sample::select(vec![
+                Kind::Throttled,
+                Kind::ExpiredIterator,
+                Kind::Transient,
+                Kind::Malformed,
+                Kind::Denied,
+                Kind::Credential,
+            ]).prop_map(Event::Fail),
+            1 => (1u64..1_000).prop_map(Event::Stall),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn every_record_comes_once_and_in_order(events in prop::collection::vec(event(), 1..120)) {
+            let mut bed = Bed::new(Position::TrimHorizon, None);
+            let (mut seen, mut cursor) = (Vec::new(), 0u64);
+            let mut calls: Vec<Instant> = Vec::new();
+            for event in events {
+                match bed.next().0 {
+                    Action::GetIterator(position) => {
+                        // Where the service goes on: after the position.
+                        cursor = position.sequence_number().map_or(0, |number| number.as_str().parse().unwrap());
+                        bed.machine.on_iterator("it".to_owned());
+                        continue;
+                    }
+                    Action::GetRecords { .. } => calls.push(bed.now),
+                    other => prop_assert!(false, "{:?}", other),
+                }
+                let started = bed.now;
+                bed.now += Duration::from_millis(5);
+                let answer = match event {
+                    Event::Answer { count, repeat } => {
+                        let from = cursor.saturating_sub(repeat as u64) + 1;
+                        let numbers: Vec<u64> = (from..=cursor + count as u64).collect();
+                        cursor += count as u64;
+                        reply(&numbers, 1_000)
+                    }
+                    Event::Disorder => reply(&[cursor + 2, cursor + 1], 1_000),
+                    Event::NoChildren => Reply { next_iterator: None, ..reply(&[cursor + 1], 0) },
+                    Event::Fail(kind) => {
+                        bed.fail(&failure(kind)).unwrap();
+                        continue;
+                    }
+                    Event::Stall(seconds) => {
+                        bed.now += Duration::from_secs(seconds);
+                        continue;
+                    }
+                };
+                match bed.machine.on_records(started, bed.now, answer).unwrap() {
+                    Ok(accepted) => seen.extend(accepted.records.iter().map(|r| r.sequence_number.clone())),
+                    Err(failure) => bed.fail(&failure).unwrap(),
+                }
+            }
+            let expected: Vec<SequenceNumber> = (1..=seen.len() as u64).map(number).collect();
+            prop_assert_eq!(seen, expected);
+            // Six calls never come within one second.
+            prop_assert!(calls.windows(6).all(|six| six[5] - six[0] >= Duration::from_secs(1)));
+        }
+    }
+}

@@ -1,0 +1,66 @@
+//! What a reader hands on: the records of one response, in order, with the right to keep them in memory.
+
+use std::time::Duration;
+
+use millrace_common::ids::{SequenceNumber, ShardId};
+
+use super::Permit;
+
+/// What a record costs in memory beside its payload and key: its sequence number, its struct, its allocations.
+const RECORD_OVERHEAD: usize = 256;
+
+/// One Kinesis record.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Record {
+    /// Its number in the shard.
+    pub sequence_number: SequenceNumber,
+    /// Its partition key.
+    pub partition_key: String,
+    /// When Kinesis took it, in milliseconds since the epoch; 0 where Kinesis did not say.
+    pub arrival_millis: i64,
+    /// Its payload.
+    pub data: Vec<u8>,
+}
+
+impl Record {
+    /// What the record costs of a [`super::Budget`].
+    pub fn cost(&self) -> usize {
+        self.data.len() + self.partition_key.len() + RECORD_OVERHEAD
+    }
+}
+
+/// The records of one response.
+///
+/// Invariant: `records` ascend strictly by number, all are after the last record of the page before, and `last` is the
+/// number of the last of them.
+#[derive(Debug)]
+pub struct Page {
+    /// The shard.
+    pub shard: ShardId,
+    /// The records, oldest first. Empty where the response held none: then the page only brings news of lag or end.
+    pub records: Vec<Record>,
+    /// Where the reader stands now, unless it has not seen any record yet.
+    pub last: Option<SequenceNumber>,
+    /// How far behind the tip of the shard the response was, where Kinesis said so.
+    pub lag: Option<Duration>,
+    /// Set on the last page of a shard that was split or merged.
+    pub end: Option<ShardEnd>,
+    /// The right to hold these bytes.
+    pub permit: Permit,
+}
+
+/// The end of a shard.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ShardEnd {
+    /// The shards that go on where it ended; never empty.
+    pub children: Vec<ChildShard>,
+}
+
+/// A shard that goes on where others ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ChildShard {
+    /// Its id.
+    pub id: ShardId,
+    /// What it came from: one shard after a split, two after a merge.
+    pub parents: Vec<ShardId>,
+}

@@ -1,0 +1,469 @@
+//! A running Millrace: a control plane and workers as processes of their own, as a team would run them, plus what a test
+//! needs to talk to them and to kill them.
+
+use std::{
+    env,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use anyhow::{Context as _, bail};
+use millrace_common::grpc;
+use millrace_proto::api::v1::{
+    self as api, PipeState, credential::Kind, credential_service_client::CredentialServiceClient,
+    pipe_service_client::PipeServiceClient,
+};
+use tonic::transport::Channel;
+use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient};
+
+use crate::{
+    clickhouse::ClickHouse,
+    events,
+    process::{Process, Scratch, Spawn, eventually, find_program, free_port},
+};
+
+/// How long a process may take until it serves. Generous: tests share two cores with a build.
+const START_LIMIT: Duration = Duration::from_secs(60);
+/// How long a process may take to end after SIGTERM.
+const STOP_LIMIT: Duration = Duration::from_secs(40);
+/// Parent of everything that tests create.
+pub const PARENT: &str = "projects/default";
+/// Id of the AWS credential that [`Cluster::create_credentials`] makes.
+pub const AWS: &str = "aws";
+/// Id of the ClickHouse credential that [`Cluster::create_credentials`] makes.
+pub const CLICKHOUSE: &str = "clickhouse";
+
+/// How to start a cluster.
+#[derive(Debug, Clone, Default)]
+pub struct Options {
+    /// Database of the control plane; a SQLite file if `None`.
+    pub database: Option<String>,
+    /// More arguments of the control plane.
+    pub control_plane_args: Vec<String>,
+    /// More arguments of each worker.
+    pub worker_args: Vec<String>,
+    /// Log filter of all processes; `info` if `None`.
+    pub log: Option<String>,
+}
+
+impl Options {
+    /// Workers that read as fast as a shard gives: the emulator, unless told otherwise, has no limit of 2 MiB/s.
+    #[must_use]
+    pub fn unpaced() -> Self {
+        Self {
+            worker_args: vec!["--shard-bytes-per-second=0".to_owned()],
+            ..Self::default()
+        }
+    }
+}
+
+/// A control plane and its workers.
+#[derive(Debug)]
+pub struct Cluster {
+    options: Options,
+    port: u16,
+    control_plane: Option<Process>,
+    workers: Vec<(String, Option<Process>)>,
+    // After the processes: they are gone before their files are.
+    scratch: Scratch,
+}
+
+impl Cluster {
+    /// Starts a control plane, waits until it serves, and starts `workers` workers.
+    ///
+    /// # Errors
+    /// If a program is not built, or does not serve in time (with the end of its log).
+    pub async fn start(options: Options, workers: usize) -> anyhow::Result<Self> {
+        let scratch = Scratch::new("cluster")?;
+        let mut cluster = Self {
+            options,
+            port: free_port()?,
+            control_plane: None,
+            workers: Vec::new(),
+            scratch,
+        };
+        cluster.start_control_plane().await?;
+        for index in 0..workers {
+            cluster.workers.push((format!("worker-{index}"), None));
+            cluster.start_worker(index)?;
+        }
+        Ok(cluster)
+    }
+
+    /// Starts the control plane on its port and database, again if it was killed.
+    ///
+    /// # Errors
+    /// As [`Cluster::start`].
+    pub async fn start_control_plane(&mut self) -> anyhow::Result<()> {
+        let database = match &self.options.database {
+            Some(url) => url.clone(),
+            None => format!("sqlite://{}", self.scratch.path().join("millrace.db").display()),
+        };
+        let process = Spawn::new(program("millrace-control-plane")?)
+            .args(["--listen", &format!("127.0.0.1:{}", self.port), "--database", &database])
+            .arg("--encryption-key-file")
+            .arg(self.scratch.path().join("encryption.key"))
+            .arg("--generate-key")
+            .args(&self.options.control_plane_args)
+            .env("RUST_LOG", self.options.log.as_deref().unwrap_or("info"))
+            .log(self.log_path("control-plane"))
+            .spawn()?;
+        let ready = eventually("the control plane serves", START_LIMIT, || async {
+            if !process.is_running() {
+                bail!("it has ended");
+            }
+            let mut health = HealthClient::new(self.channel()?);
+            let answer = health.check(HealthCheckRequest { service: String::new() }).await?;
+            match answer.into_inner().status() {
+                ServingStatus::Serving => Ok(()),
+                other => bail!("health is {other:?}"),
+            }
+        })
+        .await;
+        if let Err(error) = ready {
+            bail!("{error}\n{}", process.log_tail(40));
+        }
+        self.control_plane = Some(process);
+        Ok(())
+    }
+
+    /// Starts worker `index`, again if it was killed: same id, new incarnation.
+    ///
+    /// # Errors
+    /// If the program is not built or does not start.
+    pub fn start_worker(&mut self, index: usize) -> anyhow::Result<()> {
+        let id = self.workers[index].0.clone();
+        let process = Spawn::new(program("millrace-worker")?)
+            .args(["--control-plane", &self.url(), "--worker-id", &id])
+            .args(&self.options.worker_args)
+            .env("RUST_LOG", self.options.log.as_deref().unwrap_or("info"))
+            .log(self.log_path(&id))
+            .spawn()?;
+        self.workers[index].1 = Some(process);
+        Ok(())
+    }
+
+    /// Adds a worker and starts it; returns its index.
+    ///
+    /// # Errors
+    /// As [`Cluster::start_worker`].
+    pub fn add_worker(&mut self) -> anyhow::Result<usize> {
+        let index = self.workers.len();
+        self.workers.push((format!("worker-{index}"), None));
+        self.start_worker(index)?;
+        Ok(index)
+    }
+
+    /// Kills the control plane (SIGKILL).
+    ///
+    /// # Errors
+    /// If it cannot be signalled.
+    pub async fn kill_control_plane(&mut self) -> anyhow::Result<()> {
+        if let Some(process) = self.control_plane.take() {
+            process.kill().await?;
+        }
+        Ok(())
+    }
+
+    /// Kills worker `index` (SIGKILL).
+    ///
+    /// # Errors
+    /// If it cannot be signalled.
+    pub async fn kill_worker(&mut self, index: usize) -> anyhow::Result<()> {
+        if let Some(process) = self.workers[index].1.take() {
+            process.kill().await?;
+        }
+        Ok(())
+    }
+
+    /// Asks worker `index` to leave (SIGTERM) and waits until it has.
+    ///
+    /// # Errors
+    /// If it does not end in time.
+    pub async fn stop_worker(&mut self, index: usize) -> anyhow::Result<()> {
+        if let Some(process) = self.workers[index].1.take() {
+            process.stop(STOP_LIMIT).await?;
+        }
+        Ok(())
+    }
+
+    /// The process of worker `index`, if it was started and not killed.
+    #[must_use]
+    pub fn worker(&self, index: usize) -> Option<&Process> {
+        self.workers.get(index).and_then(|(_, process)| process.as_ref())
+    }
+
+    /// The process of the control plane.
+    #[must_use]
+    pub fn control_plane(&self) -> Option<&Process> {
+        self.control_plane.as_ref()
+    }
+
+    /// URL of the control plane.
+    #[must_use]
+    pub fn url(&self) -> String {
+        format!("http://127.0.0.1:{}", self.port)
+    }
+
+    /// The end of every log, for the message of a failed test.
+    #[must_use]
+    pub fn logs(&self) -> String {
+        let mut text = String::new();
+        for name in std::iter::once("control-plane").chain(self.workers.iter().map(|(id, _)| id.as_str())) {
+            text.push_str(&format!(
+                "--- {name}\n{}\n",
+                crate::process::tail(&self.log_path(name), 40)
+            ));
+        }
+        text
+    }
+
+    fn log_path(&self, name: &str) -> PathBuf {
+        self.scratch.path().join(format!("{name}.log"))
+    }
+
+    /// The scratch directory: logs, database, key.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        self.scratch.path()
+    }
+
+    fn channel(&self) -> anyhow::Result<Channel> {
+        Ok(grpc::channel(&self.url())?)
+    }
+
+    /// Client of the pipe service.
+    ///
+    /// # Errors
+    /// Never: the URL is ours.
+    pub fn pipes(&self) -> anyhow::Result<PipeServiceClient<Channel>> {
+        Ok(PipeServiceClient::new(self.channel()?))
+    }
+
+    /// Client of the credential service.
+    ///
+    /// # Errors
+    /// Never: the URL is ours.
+    pub fn credentials(&self) -> anyhow::Result<CredentialServiceClient<Channel>> {
+        Ok(CredentialServiceClient::new(self.channel()?))
+    }
+
+    /// Stores [`AWS`] keys, which emulators take whatever they are, and the [`CLICKHOUSE`] user of the engine.
+    ///
+    /// # Errors
+    /// If the control plane refuses them.
+    pub async fn create_credentials(&self, clickhouse: &ClickHouse) -> anyhow::Result<()> {
+        let keys = api::AwsKeys {
+            access_key_id: "AKIDEXAMPLE".to_owned(),
+            secret_access_key: "not-a-real-secret".to_owned(),
+            session_token: String::new(),
+        };
+        let user = api::ClickHouseUser {
+            username: clickhouse.user().to_owned(),
+            password: clickhouse.password().to_owned(),
+        };
+        self.create_credential(AWS, Kind::AwsKeys(keys)).await?;
+        self.create_credential(CLICKHOUSE, Kind::ClickhouseUser(user)).await
+    }
+
+    /// Stores one credential.
+    ///
+    /// # Errors
+    /// If the control plane refuses it.
+    pub async fn create_credential(&self, id: &str, kind: Kind) -> anyhow::Result<()> {
+        let request = api::CreateCredentialRequest {
+            parent: PARENT.to_owned(),
+            credential_id: id.to_owned(),
+            credential: Some(api::Credential {
+                kind: Some(kind),
+                ..Default::default()
+            }),
+        };
+        self.credentials()?.create_credential(request).await?;
+        Ok(())
+    }
+
+    /// Creates a pipe.
+    ///
+    /// # Errors
+    /// What the control plane says.
+    pub async fn create_pipe(&self, id: &str, pipe: api::Pipe) -> Result<api::Pipe, tonic::Status> {
+        let request = api::CreatePipeRequest {
+            parent: PARENT.to_owned(),
+            pipe_id: id.to_owned(),
+            pipe: Some(pipe),
+            validate_only: false,
+        };
+        let mut client = self
+            .pipes()
+            .map_err(|error| tonic::Status::internal(error.to_string()))?;
+        Ok(client.create_pipe(request).await?.into_inner().pipe.unwrap_or_default())
+    }
+
+    /// Returns a pipe with its shards.
+    ///
+    /// # Errors
+    /// What the control plane says.
+    pub async fn pipe(&self, id: &str) -> anyhow::Result<api::Pipe> {
+        let request = api::GetPipeRequest {
+            name: format!("{PARENT}/pipes/{id}"),
+            view: api::PipeView::Full.into(),
+        };
+        self.pipes()?
+            .get_pipe(request)
+            .await?
+            .into_inner()
+            .pipe
+            .context("the answer has no pipe")
+    }
+
+    /// Sets what is wanted of a pipe.
+    ///
+    /// # Errors
+    /// What the control plane says.
+    pub async fn set_desired(&self, id: &str, desired: api::DesiredState) -> anyhow::Result<()> {
+        let pipe = api::Pipe {
+            name: format!("{PARENT}/pipes/{id}"),
+            desired_state: desired.into(),
+            ..Default::default()
+        };
+        let update_mask = Some(prost_types::FieldMask {
+            paths: vec!["desired_state".to_owned()],
+        });
+        self.pipes()?
+            .update_pipe(api::UpdatePipeRequest {
+                pipe: Some(pipe),
+                update_mask,
+                validate_only: false,
+            })
+            .await?;
+        Ok(())
+    }
+
+    /// Waits until a pipe is in a state.
+    ///
+    /// # Errors
+    /// If it is not in time; the message has the state it is in.
+    pub async fn wait_for_state(&self, id: &str, wanted: PipeState, limit: Duration) -> anyhow::Result<api::Pipe> {
+        let what = format!("pipe {id} is {}", wanted.as_str_name());
+        Ok(eventually(&what, limit, || async {
+            let pipe = self.pipe(id).await?;
+            let status = pipe.status.clone().unwrap_or_default();
+            if status.state() == wanted {
+                return Ok(pipe);
+            }
+            bail!(
+                "it is {} {} {}",
+                status.state().as_str_name(),
+                status.reason,
+                status.message
+            )
+        })
+        .await?)
+    }
+
+    /// Waits until a pipe has committed this many records, rows and rejected ones.
+    ///
+    /// # Errors
+    /// If it has not in time.
+    pub async fn wait_for_records(&self, id: &str, records: u64, limit: Duration) -> anyhow::Result<api::PipeTotals> {
+        let what = format!("pipe {id} has committed {records} records");
+        Ok(eventually(&what, limit, || async {
+            let status = self.pipe(id).await?.status.unwrap_or_default();
+            let totals = status.totals.unwrap_or_default();
+            if totals.rows + totals.rejected_records >= records {
+                return Ok(totals);
+            }
+            bail!(
+                "{totals:?}, {} {} {}",
+                status.state().as_str_name(),
+                status.reason,
+                status.message
+            )
+        })
+        .await?)
+    }
+}
+
+/// A pipe from a stream of an emulator into a managed table with these columns.
+#[must_use]
+pub fn pipe_spec(kinesis_url: &str, stream: &str, clickhouse: &ClickHouse, destination: Table<'_>) -> api::Pipe {
+    let columns = destination
+        .columns
+        .iter()
+        .map(|(name, kind)| api::Column {
+            name: (*name).to_owned(),
+            r#type: (*kind).to_owned(),
+        })
+        .collect();
+    api::Pipe {
+        source: Some(api::Source {
+            kind: Some(api::source::Kind::Kinesis(api::KinesisSource {
+                stream_name: stream.to_owned(),
+                region: "us-east-1".to_owned(),
+                iterator_type: api::IteratorType::TrimHorizon.into(),
+                credential: format!("{PARENT}/credentials/{AWS}"),
+                endpoint: kinesis_url.to_owned(),
+                ..Default::default()
+            })),
+        }),
+        destination: Some(api::Destination {
+            endpoint: clickhouse.http_url(),
+            credential: format!("{PARENT}/credentials/{CLICKHOUSE}"),
+            database: destination.database.to_owned(),
+            table: destination.table.to_owned(),
+            managed_table: true,
+            table_definition: Some(api::TableDefinition {
+                sorting_key: destination
+                    .sorting_key
+                    .iter()
+                    .map(|column| (*column).to_owned())
+                    .collect(),
+                ..Default::default()
+            }),
+            columns,
+            ..Default::default()
+        }),
+        ..Default::default()
+    }
+}
+
+/// A table that [`pipe_spec`] asks for.
+#[derive(Debug, Clone, Copy)]
+pub struct Table<'a> {
+    /// Database, which must exist.
+    pub database: &'a str,
+    /// Table.
+    pub table: &'a str,
+    /// Name and ClickHouse type of each column.
+    pub columns: &'a [(&'a str, &'a str)],
+    /// Columns of ORDER BY.
+    pub sorting_key: &'a [&'a str],
+}
+
+impl<'a> Table<'a> {
+    /// A table for [`events`].
+    #[must_use]
+    pub fn of_events(database: &'a str, table: &'a str) -> Self {
+        Self {
+            database,
+            table,
+            columns: &events::COLUMNS,
+            sorting_key: &["event_type", "id"],
+        }
+    }
+}
+
+/// A program of this repository: beside this very one (`target/debug`), or one up from it (`target/debug/deps`).
+///
+/// # Errors
+/// If it is not built.
+pub fn program(name: &str) -> anyhow::Result<PathBuf> {
+    let exe = env::current_exe()?;
+    exe.ancestors()
+        .skip(1)
+        .take(2)
+        .map(|directory| directory.join(name))
+        .find_map(find_program)
+        .with_context(|| format!("{name} is not built: run `cargo build --workspace --bins` first"))
+}

@@ -1,0 +1,12 @@
+//! The API end to end: a control plane in this process, called over gRPC, with a real ClickHouse engine and the Kinesis
+//! emulator at its other ends. No worker runs; moving records is what other tests are about.
+
+mod api {
+    mod bad_configuration;
+    mod bed;
+    mod credentials;
+    mod life;
+    mod tables;
+    mod trouble;
+    mod watching;
+}

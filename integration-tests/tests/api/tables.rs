@@ -1,0 +1,229 @@
+//! Tables that Millrace makes, and what it says of tables that it did not make.
+
+use std::time::Duration;
+
+use millrace_integration_tests::process::eventually;
+use millrace_proto::api::v1 as proto;
+use tonic::Code;
+
+use super::bed::{Bed, DATABASE, PARENT, WRITER, assert_refused, destination_of, status_of};
+
+fn managed(bed: &Bed, table: &str) -> proto::Pipe {
+    let mut pipe = bed.pipe(table);
+    let destination = destination_of(&mut pipe);
+    destination.managed_table = true;
+    destination.columns = [
+        ("id", "UInt64"),
+        ("ts", "DateTime64(3, 'UTC')"),
+        ("od`d", "LowCardinality(Nullable(String))"),
+        ("n", "Nested(a UInt8, b String)"),
+    ]
+    .map(|(name, data_type)| proto::Column {
+        name: name.into(),
+        r#type: data_type.into(),
+    })
+    .to_vec();
+    destination.table_definition = Some(proto::TableDefinition {
+        engine: None,
+        sorting_key: vec!["id".into()],
+        partition_by: "toYYYYMM(ts)".into(),
+    });
+    pipe
+}
+
+#[tokio::test]
+async fn a_managed_table_is_made_with_a_window_and_so_is_the_error_table() {
+    let bed = Bed::start().await;
+    let table = "made `here`; DROP TABLE x--";
+    let tables = format!(
+        "SELECT name, engine_full FROM system.tables WHERE database = '{DATABASE}' AND startsWith(name, 'made ') ORDER BY name"
+    );
+    bed.create_or_check("made", managed(&bed, table), true)
+        .await
+        .expect("checked");
+    assert_eq!(bed.sql(&tables).await, "", "checking makes nothing");
+
+    let made = bed.create("made", managed(&bed, table)).await.expect("made");
+    assert_eq!(status_of(&made).effective_delivery(), proto::Delivery::ExactlyOnce);
+    let found = bed.sql(&tables).await;
+    let lines: Vec<&str> = found.lines().collect();
+    assert_eq!(lines.len(), 2, "{found}");
+    assert!(
+        lines[0].starts_with(table) && lines[0].contains("PARTITION BY toYYYYMM(ts) ORDER BY (id)"),
+        "{found}"
+    );
+    assert!(
+        lines
+            .iter()
+            .all(|line| line.contains("non_replicated_deduplication_window = 10000")),
+        "{found}"
+    );
+    assert!(
+        lines[1].contains("_millrace_error") && lines[1].contains("TTL inserted_at + toIntervalDay(7)"),
+        "{found}"
+    );
+    let columns = format!(
+        "SELECT name, type FROM system.columns WHERE database = '{DATABASE}' AND table = 'made `here`; DROP TABLE x--'"
+    );
+    let columns = bed.sql(&columns).await;
+    assert!(columns.contains("od`d\tLowCardinality(Nullable(String))"), "{columns}");
+    assert!(columns.contains("n\tNested(a UInt8, b String)"), "{columns}");
+
+    // The same again, under another name: the tables are taken as they are.
+    bed.create("again", managed(&bed, table)).await.expect("taken over");
+    let mut other = managed(&bed, table);
+    destination_of(&mut other).columns[0].r#type = "String".into();
+    let status = bed.create("other", other).await.expect_err("does not fit");
+    let (code, reason) = (Code::FailedPrecondition, "DESTINATION_SCHEMA_CHANGED");
+    assert_refused(
+        &status,
+        code,
+        reason,
+        "pipe.destination.columns[0]",
+        "name another table",
+    );
+}
+
+#[tokio::test]
+async fn what_clickhouse_has_against_a_table_is_passed_on() {
+    let bed = Bed::start().await;
+    let mut pipe = managed(&bed, "zone");
+    destination_of(&mut pipe).columns[1].r#type = "DateTime64(3, 'Nowhere/Land')".into();
+    let status = bed.create("zone", pipe).await.expect_err("no such zone");
+    assert_refused(
+        &status,
+        Code::FailedPrecondition,
+        "DESTINATION_TYPE_UNSUPPORTED",
+        "pipe.destination.table",
+        "Nowhere",
+    );
+}
+
+#[tokio::test]
+async fn the_least_rights_are_enough() {
+    let bed = Bed::start().await;
+    bed.create_table("least").await;
+    // Someone with more rights made the error table once.
+    bed.create("first", bed.pipe("least"))
+        .await
+        .expect("a pipe of the owner");
+    let mut pipe = bed.pipe("least");
+    destination_of(&mut pipe).credential = format!("{PARENT}/credentials/{WRITER}");
+    let created = bed.create("least", pipe).await.expect("INSERT is enough");
+    assert_eq!(status_of(&created).effective_delivery(), proto::Delivery::ExactlyOnce);
+}
+
+#[tokio::test]
+async fn the_promise_in_effect_comes_with_its_remedy() {
+    let bed = Bed::start().await;
+    bed.sql(&format!(
+        "CREATE TABLE {DATABASE}.plain (id UInt64) ENGINE = MergeTree ORDER BY id"
+    ))
+    .await;
+    let created = bed.create("plain", bed.pipe("plain")).await.expect("a pipe");
+    let status = status_of(&created);
+    assert_eq!(status.effective_delivery(), proto::Delivery::AtLeastOnce);
+    let remedy = status.effective_delivery_reason.split('`').collect::<Vec<_>>();
+    assert!(status.effective_delivery_reason.contains("ALTER TABLE"), "{remedy:?}");
+    let statement = status
+        .effective_delivery_reason
+        .split_once("run `")
+        .expect("a statement")
+        .1
+        .trim_end_matches('`');
+    bed.sql(statement).await;
+    promise_is(&bed, "plain", proto::Delivery::ExactlyOnce).await;
+    bed.sql(&format!(
+        "ALTER TABLE {DATABASE}.plain MODIFY SETTING non_replicated_deduplication_window = 0"
+    ))
+    .await;
+    promise_is(&bed, "plain", proto::Delivery::AtLeastOnce).await;
+    bed.sql(statement).await;
+
+    // Views: one that keeps its own rows, and one that writes to a table without a window.
+    bed.sql(&format!(
+        "CREATE TABLE {DATABASE}.sums (id UInt64) ENGINE = MergeTree ORDER BY id"
+    ))
+    .await;
+    bed.sql(&format!(
+        "CREATE MATERIALIZED VIEW {DATABASE}.to_sums TO {DATABASE}.sums AS SELECT id FROM {DATABASE}.plain"
+    ))
+    .await;
+    bed.sql(&format!(
+        "CREATE MATERIALIZED VIEW {DATABASE}.inner_view ENGINE = MergeTree ORDER BY id AS SELECT id FROM {DATABASE}.plain"
+    ))
+    .await;
+    let created = bed.create("behind", bed.pipe("plain")).await.expect("a pipe");
+    let reason = &status_of(&created).effective_delivery_reason;
+    assert_eq!(
+        status_of(&created).effective_delivery(),
+        proto::Delivery::AtLeastOnce,
+        "{reason}"
+    );
+    assert!(
+        reason.contains("`sums` has no deduplication window") && reason.contains("`inner_view`"),
+        "{reason}"
+    );
+
+    bed.sql(&format!("DROP TABLE {DATABASE}.inner_view")).await;
+    bed.sql(&format!(
+        "ALTER TABLE {DATABASE}.sums MODIFY SETTING non_replicated_deduplication_window = 100"
+    ))
+    .await;
+    let created = bed.create("healed", bed.pipe("plain")).await.expect("a pipe");
+    let status = status_of(&created);
+    assert_eq!(
+        status.effective_delivery(),
+        proto::Delivery::ExactlyOnce,
+        "{}",
+        status.effective_delivery_reason
+    );
+
+    bed.sql(&format!("CREATE TABLE {DATABASE}.memory (id UInt64) ENGINE = Memory"))
+        .await;
+    let created = bed.create("memory", bed.pipe("memory")).await.expect("a pipe");
+    let status = status_of(&created);
+    assert_eq!(status.effective_delivery(), proto::Delivery::AtLeastOnce);
+    assert!(
+        status.effective_delivery_reason.contains("Memory"),
+        "{}",
+        status.effective_delivery_reason
+    );
+}
+
+/// Waits until a change of the tables is noticed.
+async fn promise_is(bed: &Bed, id: &str, delivery: proto::Delivery) {
+    let noticed = eventually("the promise follows the table", Duration::from_secs(20), || async {
+        let pipe = bed.get(id).await.map_err(|status| status.to_string())?;
+        let status = status_of(&pipe);
+        if status.effective_delivery() == delivery {
+            Ok(())
+        } else {
+            Err(status.effective_delivery_reason.clone())
+        }
+    });
+    noticed.await.expect("the promise");
+}
+
+#[tokio::test]
+async fn an_error_table_that_does_not_fit_is_refused() {
+    let bed = Bed::start().await;
+    bed.create_table("misfit").await;
+    bed.sql(&format!(
+        "CREATE TABLE {DATABASE}.misfit_millrace_error (error_msg UInt8) ENGINE = MergeTree ORDER BY tuple()"
+    ))
+    .await;
+    let status = bed
+        .create("misfit", bed.pipe("misfit"))
+        .await
+        .expect_err("does not fit");
+    let field = "pipe.destination.error_table";
+    let remedy = "error_msg is UInt8, not String";
+    assert_refused(
+        &status,
+        Code::FailedPrecondition,
+        "DESTINATION_SCHEMA_CHANGED",
+        field,
+        remedy,
+    );
+}

@@ -1,0 +1,114 @@
+//! Who may know whom: reads the source tree and checks the invariants of ARCHITECTURE.md.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+/// What may appear only below the given paths.
+const RULES: [(&str, &[&str]); 6] = [
+    ("sea_orm", &["control-plane/src/store"]),
+    ("sqlx", &["control-plane/src/store"]),
+    (
+        "aws_sdk_kinesis",
+        &["data-plane/src/source", "control-plane/src/discovery"],
+    ),
+    ("clickhouse::Client", &["control-plane/src/destination"]),
+    (
+        "millrace_proto::api",
+        &["control-plane/src/api", "control-plane/src/app", "clients/cli/src"],
+    ),
+    (
+        "millrace_proto::worker",
+        &[
+            "control-plane/src/sessions",
+            "control-plane/src/coordinator",
+            "data-plane/src/session",
+            "data-plane/src/commit",
+        ],
+    ),
+];
+/// What is held to the rules.
+const ROOTS: [&str; 4] = ["common/src", "control-plane/src", "data-plane/src", "clients/cli/src"];
+
+fn repository() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .expect("the crate is in the repository")
+        .to_path_buf()
+}
+
+fn sources(directory: &Path, found: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(directory)
+        .expect("readable tree")
+        .map(|entry| entry.expect("readable entry").path())
+    {
+        if entry.is_dir() {
+            sources(&entry, found);
+        } else if entry.extension().is_some_and(|extension| extension == "rs") {
+            found.push(entry);
+        }
+    }
+}
+
+fn code_lines(text: &str) -> impl Iterator<Item = (usize, &str)> {
+    text.lines()
+        .enumerate()
+        .filter(|(_, line)| !line.trim_start().starts_with("//"))
+}
+
+#[test]
+fn layers_know_only_what_they_may() {
+    let root = repository();
+    let mut files = Vec::new();
+    ROOTS
+        .iter()
+        .for_each(|directory| sources(&root.join(directory), &mut files));
+    assert!(files.len() > 50, "the tree was not found: {} files", files.len());
+    let mut broken = Vec::new();
+    let mut seen = [false; RULES.len()];
+    for file in files {
+        let relative = file
+            .strip_prefix(&root)
+            .expect("below the root")
+            .to_string_lossy()
+            .into_owned();
+        let text = fs::read_to_string(&file).expect("readable source");
+        for (index, (word, allowed)) in RULES.iter().enumerate() {
+            for (number, line) in code_lines(&text).filter(|(_, line)| line.contains(word)) {
+                // `path` allows `path.rs` and everything in `path/`.
+                let ok = allowed.iter().any(|path| {
+                    relative
+                        .strip_prefix(path)
+                        .is_some_and(|rest| rest.starts_with(".rs") || rest.starts_with('/'))
+                });
+                seen[index] |= ok;
+                if !ok {
+                    broken.push(format!("{relative}:{}: {}", number + 1, line.trim()));
+                }
+            }
+        }
+    }
+    assert!(broken.is_empty(), "not allowed here:\n{}", broken.join("\n"));
+    for (rule, seen) in RULES.iter().zip(seen) {
+        assert!(seen, "{} is used nowhere: the rule checks nothing", rule.0);
+    }
+}
+
+#[test]
+fn every_file_says_what_it_is() {
+    let root = repository();
+    let mut files = Vec::new();
+    for directory in ROOTS
+        .iter()
+        .chain(&["proto/src", "integration-tests/src", "integration-tests/tests"])
+    {
+        sources(&root.join(directory), &mut files);
+    }
+    let silent: Vec<_> = files
+        .iter()
+        .filter(|file| !fs::read_to_string(file).expect("readable source").starts_with("//!"))
+        .map(|file| file.display().to_string())
+        .collect();
+    assert!(silent.is_empty(), "files without a header:\n{}", silent.join("\n"));
+}
