@@ -252,9 +252,13 @@ fn position_of(message: Option<v1::Position>, path: &str, field: &str) -> Result
 }
 
 fn duration(message: prost_types::Duration, path: &str, field: &str) -> Result<Duration, ApiError> {
+    // Looked at here because the conversion negates the seconds, which overflows for the least of them.
+    if message.seconds < 0 || message.nanos < 0 {
+        return Err(invalid(path, field, "must not be negative"));
+    }
     message
         .try_into()
-        .map_err(|_| invalid(path, field, "must not be negative"))
+        .map_err(|_| invalid(path, field, "is not a duration"))
 }
 
 fn parse<T: FromStr<Err: Display>>(text: &str, path: &str, field: &str) -> Result<T, ApiError> {

@@ -71,7 +71,12 @@ fn optional(text: String) -> Option<String> {
 
 /// A duration of the wire that must not be negative.
 pub(super) fn duration(field: &'static str, value: Option<prost_types::Duration>) -> Result<Duration, Error> {
-    Duration::try_from(set(field, value)?).map_err(|error| invalid(field, &error))
+    let value = set(field, value)?;
+    // Looked at here because the conversion negates the seconds, which overflows for the least of them.
+    if value.seconds < 0 || value.nanos < 0 {
+        return Err(invalid(field, &"must not be negative"));
+    }
+    Duration::try_from(value).map_err(|error| invalid(field, &error))
 }
 
 fn timestamp(field: &'static str, value: &prost_types::Timestamp) -> Result<Timestamp, Error> {

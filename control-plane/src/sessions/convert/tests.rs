@@ -158,7 +158,10 @@ fn reports_are_read_and_checked() {
         }),
         "report.lanes[0].shards[0].bytes_per_second"
     );
-    let negative = Some(prost_types::Duration { seconds: -1, nanos: 0 });
+    let negative = Some(prost_types::Duration {
+        seconds: i64::MIN,
+        nanos: 0,
+    });
     assert_eq!(
         broken(v1::ShardReport {
             lag: negative,
