@@ -26,8 +26,9 @@ pub(super) fn run(state: &mut State<'_>) {
     let Some(mean) = mean(state) else { return };
     let units: usize = state.pipes.iter().map(|pipe| pipe.units.len()).sum();
     let mut bar = START_ABOVE;
-    // The bound is for the arithmetic only: no unit gains from moving more often than there are units.
-    for _ in 0..units {
+    // The bound is for the arithmetic only. A unit may pass through several workers before it rests: stopping it on the
+    // way would leave a move for the next round, so that a settled world would not stay.
+    for _ in 0..units.saturating_mul(state.workers.len()) {
         let Some(next) = best_move(state, mean * bar, mean * NOISE) else {
             return;
         };
