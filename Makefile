@@ -1,7 +1,7 @@
 # Millrace: everything a developer types. Each target installs what it needs (deploy/dev/tools.sh) and needs no root.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint fmt bench clean-tools tools-demo tools-test fmt-check shell proto clippy build unit
+.PHONY: help demo test lint fmt bench chaos clean-tools tools-demo tools-test fmt-check shell proto clippy build unit
 
 # Outside the clone, so that several clones and a fresh one share what is built.
 export CARGO_TARGET_DIR ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/millrace/target
@@ -34,6 +34,11 @@ fmt: tools-test ## Format the Rust sources
 bench: tools-demo ## Measure, in release mode, and print JSON lines
 	@$(STEP) 'Build (release)' cargo build --release --locked --workspace --bins
 	@'$(CARGO_TARGET_DIR)/release/millrace-bench'
+
+chaos: tools-test ## Random faults under load, then a count of every record (SECONDS=60 SEED=n RATE=n)
+	@$(STEP) 'Build' cargo build --locked --workspace --bins
+	@'$(CARGO_TARGET_DIR)/debug/millrace-chaos' $(if $(SECONDS),--seconds $(SECONDS)) \
+		$(if $(SEED),--seed $(SEED)) $(if $(RATE),--rate $(RATE))
 
 clean-tools: ## Remove what deploy/dev/tools.sh installed
 	@$(TOOLS) clean

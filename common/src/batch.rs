@@ -12,7 +12,7 @@ pub type Digest = [u8; 16];
 
 /// A batch that was prepared and not yet committed. It stands for fixed slices of immutable records, so whoever
 /// rebuilds it from Kinesis with the same revision gets the same block.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct OpenBatch {
     /// Identity and deduplication token.
     pub id: BatchId,
@@ -27,7 +27,7 @@ pub struct OpenBatch {
 }
 
 /// What a batch covers, in numbers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 pub struct Counts {
     /// Rows of the block.
     pub rows: u64,

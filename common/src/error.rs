@@ -168,6 +168,11 @@ pub fn reason(status: &Status) -> Option<String> {
     status.get_details_error_info().map(|info| info.reason)
 }
 
+/// What a status that a Millrace service made says under this name.
+pub fn metadata(status: &Status, key: &str) -> Option<String> {
+    status.get_details_error_info()?.metadata.remove(key)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -179,6 +184,8 @@ mod tests {
             .into();
         assert_eq!(status.code(), Code::InvalidArgument);
         assert_eq!(reason(&status).as_deref(), Some("INVALID_FIELD"));
+        assert_eq!(metadata(&status, "x").as_deref(), Some("y"));
+        assert_eq!(metadata(&status, "y"), None);
         let bad = status.get_details_bad_request().unwrap();
         assert_eq!(bad.field_violations[0].field, "pipe.source.kinesis.region");
         assert!(status.message().contains("must not be empty"));

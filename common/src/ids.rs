@@ -400,6 +400,39 @@ impl fmt::Display for BatchId {
 
 string_serde!(BatchId);
 
+/// Identity of an event of a pipe. Those of one pipe rise, in the order in which they were written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct EventId(Ulid);
+
+impl EventId {
+    /// The id of an event of this time, in milliseconds since the epoch, behind `last`.
+    #[must_use]
+    pub fn after(last: Option<EventId>, millis: i64) -> Self {
+        let now = Ulid::from_parts(u64::try_from(millis).unwrap_or(0), Ulid::new().random());
+        match last {
+            // A clock that stands or goes back.
+            Some(EventId(last)) if last >= now => Self(Ulid(last.0.saturating_add(1))),
+            _ => Self(now),
+        }
+    }
+}
+
+impl FromStr for EventId {
+    type Err = Error;
+    fn from_str(text: &str) -> Result<Self, Error> {
+        Ulid::from_string(text).map(Self).map_err(|_| Error::Malformed {
+            given: cut(text),
+            kind: "event id",
+        })
+    }
+}
+
+impl fmt::Display for EventId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
 /// A counter that only rises.
 macro_rules! counter {
     ($(#[$doc:meta])* $type:ident) => {

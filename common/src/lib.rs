@@ -3,7 +3,7 @@
 //! ```text
 //!   user -> pipe (what is wanted) -> position, batch (what was read) -> clickhouse (where it goes)
 //!
-//!   ids, reason, error, clock, shutdown, grpc, aws, crypto, config, telemetry: under all of it
+//!   ids, reason, error, clock, shutdown, grpc, aws, crypto, config, failpoint, telemetry: under all of it
 //! ```
 
 pub mod ids;
@@ -20,4 +20,5 @@ pub mod retry;
 pub mod aws;
 pub mod crypto;
 pub mod config;
+pub mod failpoint;
 pub mod telemetry;

@@ -41,6 +41,9 @@ pub struct KinesisSource {
     pub credential: CredentialName,
     /// Endpoint override.
     pub endpoint: Option<String>,
+    /// Records that arrived then or later are not read: a backfill.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub end: Option<Timestamp>,
 }
 
 /// How a user names a stream.
@@ -153,6 +156,9 @@ pub struct Settings {
     pub compression: Compression,
     /// What is promised.
     pub delivery: Delivery,
+    /// What to do where records may be gone.
+    #[serde(default, skip_serializing_if = "DataGapPolicy::is_default")]
+    pub on_data_gap: DataGapPolicy,
 }
 
 impl Default for Settings {
@@ -163,7 +169,26 @@ impl Default for Settings {
             max_insert_wait: Duration::from_secs(5),
             compression: Compression::Lz4,
             delivery: Delivery::ExactlyOnce,
+            on_data_gap: DataGapPolicy::Halt,
         }
+    }
+}
+
+/// What to do where records may have left the stream before they were read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DataGapPolicy {
+    /// Stop there.
+    #[default]
+    Halt,
+    /// Go on at the oldest record.
+    Resume,
+}
+
+impl DataGapPolicy {
+    #[allow(clippy::trivially_copy_pass_by_ref, reason = "serde calls it so")]
+    fn is_default(&self) -> bool {
+        *self == Self::default()
     }
 }
 

@@ -43,7 +43,7 @@ impl fmt::Display for Position {
 }
 
 /// The records `(from, to]` of one shard.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Slice {
     /// The shard.
     pub shard: ShardId,

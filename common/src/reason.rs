@@ -47,6 +47,11 @@ reasons! {
     BATCH_DIVERGED;
     /// No worker is connected.
     NO_WORKERS;
+    /// The control plane that was asked does not take worker sessions: another one does.
+    NOT_LEADER;
     /// A defect of Millrace.
     INTERNAL;
 }
+
+/// Metadata of [`NOT_LEADER`]: the URL of the control plane that takes sessions, if it is known.
+pub const LEADER_METADATA: &str = "leader";

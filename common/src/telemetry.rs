@@ -6,6 +6,8 @@ use tracing_subscriber::{EnvFilter, fmt, layer::SubscriberExt as _, util::Subscr
 
 /// How to log.
 #[derive(Debug, Clone, Args)]
+// Without a group of its own: the commands that take these options have options of that name too.
+#[group(skip)]
 pub struct Options {
     /// Filter such as `info` or `millrace_data_plane=debug,info`.
     #[arg(long, env = "RUST_LOG", default_value = "info", global = true)]

@@ -9,10 +9,13 @@
 pub mod convert;
 mod credentials;
 mod errors;
+mod events;
 mod mask;
 mod page;
 mod pipes;
+mod positions;
 mod preflight;
+mod states;
 mod update;
 mod view;
 mod watch;
@@ -77,6 +80,11 @@ impl Api {
     pub fn note_change(&self) {
         self.stored.tick();
         self.coordinator.nudge();
+    }
+
+    /// To be called when another control plane has stored something about pipes: watchers look at it.
+    pub fn note_remote_change(&self) {
+        self.stored.tick();
     }
 
     /// The pipe service.

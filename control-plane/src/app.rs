@@ -1,5 +1,6 @@
-//! The control plane as one value: opens the database, starts coordinator, discovery and the gRPC server, and ends them
-//! in order. The binary, `millrace standalone` and the tests all start it here.
+//! The control plane as one value: opens the database, stands for election, starts the gRPC server and, while it leads,
+//! everything that only a leader does (`duty`); and ends them in order. The binary, `millrace standalone` and the tests all
+//! start it here.
 //!
 //! Invariant: after `shutdown` is cancelled everything ends within the drain deadline, whatever clients do.
 
@@ -15,14 +16,22 @@ use crate::{
     coordinator::{self, Coordinator},
     destination, discovery,
     endpoint::Policy,
+    leader::{self, Candidate, Elector},
     store::{self, Store},
 };
+
+mod duty;
 
 /// How to run a control plane.
 #[derive(Clone)]
 pub struct Options {
     /// Address to listen on; port 0 takes a free one.
     pub listen: SocketAddr,
+    /// URL under which workers reach this control plane, for the others to send them here; the address that it listens on,
+    /// if `None`.
+    pub advertise: Option<String>,
+    /// Leading, where several control planes share a database.
+    pub leader: leader::Options,
     /// Database.
     pub database: store::Options,
     /// The key of stored secrets.
@@ -46,6 +55,8 @@ impl Options {
     pub fn new(database: impl Into<String>, sealer: Arc<Sealer>) -> Self {
         Self {
             listen: SocketAddr::from(([127, 0, 0, 1], 0)),
+            advertise: None,
+            leader: leader::Options::default(),
             database: store::Options::new(database),
             sealer,
             coordinator: coordinator::Options::default(),
@@ -95,6 +106,8 @@ pub struct Running {
     /// Its coordinator.
     pub coordinator: coordinator::Handle,
     task: JoinHandle<Result<(), Error>>,
+    /// Whether it leads.
+    pub election: leader::Handle,
 }
 
 impl Running {
@@ -125,11 +138,15 @@ impl App {
         })?;
         let store = Store::open(&options.database, options.sealer.clone(), options.clock.clone()).await?;
         let (coordinator, handle) = Coordinator::new(store.clone(), options.clock.clone(), options.coordinator.clone());
+        let me = Candidate::new(options.advertise.clone().unwrap_or_else(|| dialled(addr)));
+        let (elector, election) = Elector::new(store.clone(), me, options.leader.clone());
         let parts = Parts {
             listener,
             store: store.clone(),
             coordinator,
             handle: handle.clone(),
+            elector,
+            election: election.clone(),
             options,
             shutdown,
         };
@@ -143,8 +160,17 @@ impl App {
             store,
             coordinator: handle,
             task,
+            election,
         })
     }
+}
+
+/// How an address is dialled; empty if it is every address of this machine, which says nothing to others.
+fn dialled(addr: SocketAddr) -> String {
+    if addr.ip().is_unspecified() {
+        return String::new();
+    }
+    format!("http://{addr}")
 }
 
 struct Parts {
@@ -152,6 +178,8 @@ struct Parts {
     store: Store,
     coordinator: Coordinator,
     handle: coordinator::Handle,
+    elector: Elector,
+    election: leader::Handle,
     options: Options,
     shutdown: CancellationToken,
 }
@@ -163,13 +191,15 @@ impl Parts {
             store,
             coordinator,
             handle,
+            elector,
+            election,
             options,
             shutdown,
         } = self;
-        // The server goes first, so that workers can commit for as long as they are connected.
-        let background = CancellationToken::new();
+        // Duties end for good when this is cancelled, or when the process is asked to end.
+        let ending = shutdown.child_token();
+        let _ended = ending.clone().drop_guard();
         let workers = coordinator.service();
-        let coordinating = tokio::spawn(Box::pin(coordinator.run(background.clone())));
         let (closing, clickhouse) = (handle.clone(), destination::Client::new());
         let api = Api::new(
             store.clone(),
@@ -180,19 +210,21 @@ impl Parts {
             options.clock.clone(),
             shutdown.clone(),
         );
-        let (discovered, looked) = (api.clone(), api.clone());
-        let streams = discovery::Service::new(store.clone(), options.discovery.clone(), move || {
-            discovered.note_change();
-        });
-        let tables = destination::Service::new(store.clone(), clickhouse, options.destination.clone(), move || {
-            looked.note_change();
-        });
-        let streams = tokio::spawn(Box::pin(streams.run(background.clone())));
-        let tables = tokio::spawn(Box::pin(tables.run(background.clone())));
         let (health, health_service) = tonic_health::server::health_reporter();
         let pipes = api.pipes();
         let credentials = api.credentials();
-        set_serving(&health, &pipes, &credentials, &workers).await;
+        set_serving(&health, &pipes, &credentials).await;
+        let duty = duty::Duty {
+            store: store.clone(),
+            coordinator,
+            clickhouse,
+            api,
+            discovery: options.discovery.clone(),
+            destination: options.destination.clone(),
+            health: duty::Health::of(&health, &workers),
+        };
+        let mut electing = tokio::spawn(Box::pin(elector.run(ending.clone())));
+        let mut on_duty = tokio::spawn(Box::pin(duty.run(election, ending.clone())));
         let reflection = tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(millrace_proto::FILE_DESCRIPTOR_SET)
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
@@ -210,41 +242,61 @@ impl Parts {
                 // Streams that never end by themselves would keep the server from ending.
                 closing.close_sessions();
             });
+        // The place is given up first and at once; workers can commit for as long as they are connected.
+        let serving = shutdown::within(&shutdown, options.drain, serving);
+        let (mut elected, mut done) = (None, None);
+        tokio::pin!(serving);
+        let served = loop {
+            tokio::select! {
+                biased;
+                served = &mut serving => break served,
+                result = &mut electing, if elected.is_none() => elected = Some(result),
+                result = &mut on_duty, if done.is_none() => done = Some(result),
+            }
+            // Without either of them this process would hold the place and do nothing with it.
+            let panicked = [&elected, &done].into_iter().flatten().any(Result::is_err);
+            if panicked {
+                shutdown.cancel();
+            }
+        };
         // Idle clients may keep a graceful shutdown waiting for ever.
-        let served = match shutdown::within(&shutdown, options.drain, serving).await {
-            Some(served) => served.map_err(Error::Server),
-            None => {
+        let served = served.map_or_else(
+            || {
                 tracing::warn!(
                     seconds = options.drain.as_secs(),
                     "clients are still connected: closing on them"
                 );
                 Ok(())
+            },
+            |served| served.map_err(Error::Server),
+        );
+        ending.cancel();
+        let rest = async {
+            if elected.is_none() {
+                elected = Some(electing.await);
+            }
+            if done.is_none() {
+                done = Some(on_duty.await);
             }
         };
-        background.cancel();
-        let finished = tokio::time::timeout(options.drain, async { tokio::join!(coordinating, streams, tables) }).await;
-        match finished {
-            Ok((coordinated, streams, tables)) => {
-                coordinated.map_err(Error::Panic)?;
-                streams.map_err(Error::Panic)?;
-                tables.map_err(Error::Panic)?;
-            }
-            Err(_) => tracing::warn!("background work did not end in time: leaving it"),
+        if tokio::time::timeout(options.drain, rest).await.is_err() {
+            tracing::warn!("background work did not end in time: leaving it");
         }
         store.close().await;
+        for result in [elected, done].into_iter().flatten() {
+            result.map_err(Error::Panic)?;
+        }
         tracing::info!("the control plane has ended");
         served
     }
 }
 
-/// Health of each service that users and workers call, and of the whole.
-async fn set_serving<P, C, W>(health: &tonic_health::server::HealthReporter, _pipes: &P, _credentials: &C, _workers: &W)
+/// Health of each service that users call; that of the workers' service depends on who leads.
+async fn set_serving<P, C>(health: &tonic_health::server::HealthReporter, _pipes: &P, _credentials: &C)
 where
     P: tonic::server::NamedService,
     C: tonic::server::NamedService,
-    W: tonic::server::NamedService,
 {
     health.set_serving::<P>().await;
     health.set_serving::<C>().await;
-    health.set_serving::<W>().await;
 }

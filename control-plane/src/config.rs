@@ -12,7 +12,7 @@ use clap::Parser;
 use millrace_common::{clock::Clock, crypto::Sealer, shutdown::DRAIN_DEADLINE, telemetry};
 use secrecy::{ExposeSecret as _, SecretString};
 
-use crate::{app, coordinator, destination, discovery, endpoint::Policy, store};
+use crate::{app, coordinator, destination, discovery, endpoint::Policy, leader, store};
 
 /// The key as 64 hexadecimal digits, where a file is not wanted. Not an option: command lines are there for all to see.
 const KEY_VARIABLE: &str = "MILLRACE_ENCRYPTION_KEY";
@@ -26,6 +26,14 @@ pub struct Args {
     /// Address to listen on: API, workers, health and reflection.
     #[arg(long, env = "MILLRACE_LISTEN", default_value = "127.0.0.1:7400")]
     pub listen: String,
+    /// URL under which workers reach this control plane, such as http://cp-1:7400. Control planes that share a PostgreSQL
+    /// send workers to the leader by it. Default: the address that is listened on.
+    #[arg(long, env = "MILLRACE_ADVERTISE")]
+    pub advertise: Option<String>,
+    /// How long the leader among several control planes keeps its place without renewing it, such as 5s: a leader that dies
+    /// is followed by another after this long.
+    #[arg(long, env = "MILLRACE_LEADER_TTL", default_value = "5s")]
+    pub leader_ttl: String,
     /// Database: an SQLite file (sqlite://path/to/file.db) or PostgreSQL (postgres://user@host/db).
     #[arg(
         long,
@@ -96,6 +104,14 @@ impl Args {
             &self.discovery_interval,
             second / 10..=second * 3_600,
         );
+        let leader = span("--leader-ttl", &self.leader_ttl, second..=second * 60);
+        if let Some(url) = &self.advertise
+            && !url::Url::parse(url).is_ok_and(|url| matches!(url.scheme(), "http" | "https") && url.has_host())
+        {
+            keep(Err(format!(
+                "--advertise must be an http:// or https:// URL, not {url:?}"
+            )));
+        }
         if let (Ok(ttl), Ok(heartbeat)) = (&ttl, &heartbeat)
             && *ttl < *heartbeat * MIN_HEARTBEATS_PER_LEASE
         {
@@ -114,10 +130,14 @@ impl Args {
         keep(heartbeat.as_ref().map(drop).map_err(Clone::clone));
         keep(discovery.as_ref().map(drop).map_err(Clone::clone));
         keep(sealer.as_ref().map(drop).map_err(Clone::clone));
+        keep(leader.as_ref().map(drop).map_err(Clone::clone));
+        let leader = leader.map(|ttl| leader::Options { ttl }).unwrap_or_default();
         match (listen, connections, ttl, heartbeat, discovery, sealer) {
             (Ok(listen), Ok(connections), Ok(ttl), Ok(heartbeat), Ok(discovery), Ok(sealer)) if errors.is_empty() => {
                 Ok(app::Options {
                     listen,
+                    advertise: self.advertise.clone(),
+                    leader,
                     database: store::Options {
                         max_connections: connections,
                         ..store::Options::new(&self.database)
@@ -263,6 +283,10 @@ mod tests {
             "--heartbeat-interval",
             "1h",
             "--discovery-interval=-1s",
+            "--advertise",
+            "cp-1:7400",
+            "--leader-ttl",
+            "1d",
         ])
         .options()
         .err()
@@ -275,6 +299,8 @@ mod tests {
             "--heartbeat-interval",
             "--discovery-interval",
             "--encryption-key-file",
+            "--advertise",
+            "--leader-ttl",
         ] {
             assert!(
                 errors.iter().any(|error| error.contains(option)),

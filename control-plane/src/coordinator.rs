@@ -13,6 +13,10 @@
 //! does it, and offers each worker its set. A round happens when somebody nudges, when a worker says something that asks
 //! for action, when a lease ends, and each period.
 //!
+//! Of several control planes only the leader's coordinates ([`Coordinator::lead`]), under a term that fences its writes. The
+//! others follow ([`Coordinator::follow`]): their handles show what the leader has left in the store, and a nudge goes
+//! through the store to the leader.
+//!
 //! Invariants:
 //! - What a worker is told of a shard was read from the store after the shard was granted to it, so no earlier holder can
 //!   have changed it since.
@@ -30,16 +34,18 @@ use tokio::{
     sync::{Notify, watch},
     time::{Instant, sleep, sleep_until},
 };
-use tokio_util::sync::CancellationToken;
 
 use crate::{
-    sessions::{self, Registry},
+    leader::{Seen, Tenure},
+    sessions::{self, Gate, Registry},
     store::Store,
 };
 
+mod gaps;
 mod pipe;
 mod reconcile;
 mod sets;
+mod share;
 mod spec;
 mod status;
 mod world;
@@ -52,6 +58,8 @@ pub use status::{PipeRuntime, ShardRuntime, WorkerInfo};
 /// How long events are gathered before a round. What happens together is then planned together, and a storm of events
 /// costs at most this many rounds per second.
 const GATHER: Duration = Duration::from_millis(5);
+/// How long a follower waits before it tries again to reach the store.
+const RETRY: Duration = Duration::from_secs(1);
 
 /// How to coordinate.
 #[derive(Debug, Clone)]
@@ -89,8 +97,11 @@ struct Shared {
     registry: Arc<Registry>,
     nudges: Mutex<Nudges>,
     nudged: Notify,
-    closing: CancellationToken,
-    published: RwLock<Arc<status::View>>,
+    gate: Gate,
+    /// After the first round.
+    published: RwLock<Option<Arc<status::View>>>,
+    /// While another control plane leads: what it has left to read.
+    remote: RwLock<Option<Arc<share::Remote>>>,
     changed: watch::Sender<u64>,
     clock: Clock,
 }
@@ -125,8 +136,9 @@ impl Coordinator {
                 pipes: Vec::new(),
             }),
             nudged: Notify::new(),
-            closing: CancellationToken::new(),
+            gate: Gate::default(),
             published: RwLock::default(),
+            remote: RwLock::default(),
             changed: watch::Sender::new(0),
             clock,
         });
@@ -140,27 +152,47 @@ impl Coordinator {
         )
     }
 
-    /// The service that workers dial. Sessions may open before [`Coordinator::run`]; they get sets once it runs.
+    /// The service that workers dial. It takes sessions while the coordinator leads, and batches always.
     pub fn service(&self) -> WorkerServiceServer<sessions::Service> {
         sessions::Service::new(
             self.store.clone(),
             self.shared.registry.clone(),
             self.options.lease_ttl,
             self.options.heartbeat_interval,
-            self.shared.closing.clone(),
+            self.shared.gate.clone(),
         )
         .into_server()
     }
 
-    /// Runs until `shutdown` is cancelled; then ends all sessions. Leases stay as they are, for the next control plane.
-    pub async fn run(self, shutdown: CancellationToken) {
-        let (period, shared) = (self.options.period, self.shared.clone());
-        let mut reconciler = reconcile::Reconciler::new(self.store, self.options, shared.clone());
+    /// Coordinates for as long as the leadership lasts. Then all sessions have ended; leases stay as they are, for the next
+    /// leader, which may be this one.
+    pub async fn lead(&self, tenure: &Tenure) {
+        let (shared, store) = (&self.shared, self.store.fenced(tenure.term()));
+        // What was heard under another term may be old, and a worker that is there comes at once.
+        shared.registry.clear();
+        *shared.published.write() = None;
+        *shared.remote.write() = None;
+        shared.gate.open();
+        if self.store.is_exclusive() {
+            self.coordinate(store, tenure).await;
+        } else {
+            tokio::join!(
+                self.coordinate(store.clone(), tenure),
+                share::write(shared, &store, tenure)
+            );
+        }
+        shared.gate.send_elsewhere(None);
+        shared.registry.clear();
+    }
+
+    async fn coordinate(&self, store: Store, tenure: &Tenure) {
+        let (period, shared, over) = (self.options.period, &self.shared, tenure.over());
+        let mut reconciler = reconcile::Reconciler::new(store, self.options.clone(), shared.clone(), tenure.clone());
         let mut next = Instant::now();
         loop {
             let stop = tokio::select! {
                 biased;
-                () = shutdown.cancelled() => true,
+                () = over.cancelled() => true,
                 () = async {
                     tokio::select! {
                         () = shared.nudged.notified() => {}
@@ -173,10 +205,7 @@ impl Coordinator {
             if stop {
                 break;
             }
-            let Some(after) = shutdown
-                .run_until_cancelled(guarded(Box::pin(reconciler.round())))
-                .await
-            else {
+            let Some(after) = over.run_until_cancelled(guarded(Box::pin(reconciler.round()))).await else {
                 break;
             };
             match after {
@@ -188,7 +217,46 @@ impl Coordinator {
                 }
             }
         }
-        shared.closing.cancel();
+    }
+
+    /// Shows what the leader observes, sends workers to it, and lets it know of changes. Does not end by itself.
+    pub async fn follow(&self, leader: Option<String>, mut seen: watch::Receiver<Seen>) {
+        let shared = &self.shared;
+        shared.gate.send_elsewhere(leader);
+        let announce = async {
+            loop {
+                shared.nudged.notified().await;
+                while let Err(error) = self.store.announce_change().await {
+                    tracing::debug!(%error, "the leader cannot be told of a change: trying again");
+                    sleep(RETRY).await;
+                }
+            }
+        };
+        let show = async {
+            let mut shown = None;
+            loop {
+                let Seen { observed, is_led, .. } = *seen.borrow_and_update();
+                if shown != Some((observed, is_led)) {
+                    match share::read(&self.store, is_led).await {
+                        Ok(remote) => {
+                            shown = Some((observed, is_led));
+                            *shared.remote.write() = Some(Arc::new(remote));
+                            shared.changed.send_modify(|version| *version += 1);
+                        }
+                        Err(error) => {
+                            tracing::debug!(%error, "what the leader observes cannot be read: trying again");
+                            sleep(RETRY).await;
+                            continue;
+                        }
+                    }
+                }
+                // Without an elector there is nothing to wait for; otherwise it looks several times a second.
+                if seen.changed().await.is_err() {
+                    std::future::pending::<()>().await;
+                }
+            }
+        };
+        tokio::join!(announce, show);
     }
 }
 
@@ -225,8 +293,12 @@ impl Handle {
 
     /// What is observed of a pipe. Empty for one that is not known (yet).
     pub fn runtime(&self, uid: PipeUid) -> PipeRuntime {
+        if let Some(remote) = &*self.shared.remote.read() {
+            return remote.pipes.get(&uid).cloned().unwrap_or_default();
+        }
         let view = self.shared.published.read().clone();
-        view.runtime(uid, &self.shared.registry.snapshot())
+        view.map(|view| view.runtime(uid, &self.shared.registry.snapshot()))
+            .unwrap_or_default()
     }
 
     /// Ticks when something that can be observed has changed: who runs what, and faults; not progress.
@@ -236,11 +308,19 @@ impl Handle {
 
     /// Workers that are connected and not leaving, in id order.
     pub fn workers(&self) -> Vec<WorkerInfo> {
+        if let Some(remote) = &*self.shared.remote.read() {
+            return remote.workers.clone();
+        }
         status::workers(&self.shared.registry.snapshot(), self.shared.clock.now())
+    }
+
+    /// Whether worker sessions are taken here.
+    pub fn takes_sessions(&self) -> bool {
+        self.shared.gate.enter().is_ok()
     }
 
     /// Ends all sessions and opens no more, so that a server can end. Workers keep their leases and come back.
     pub fn close_sessions(&self) {
-        self.shared.closing.cancel();
+        self.shared.gate.close();
     }
 }

@@ -50,6 +50,8 @@ pub struct Shard {
 pub struct Stream {
     /// Which stream.
     pub identity: StreamIdentity,
+    /// How long it keeps records.
+    pub retention: Duration,
     /// All shards that Kinesis still lists, closed ones too.
     pub shards: Vec<Shard>,
 }
@@ -61,9 +63,13 @@ pub struct Stream {
 pub async fn look(access: &Access, stream: &StreamRef) -> Result<Stream, Error> {
     let looking = async {
         let client = Client::new(&millrace_common::aws::config(access).await);
-        let identity = aws::describe(&client, stream).await?;
+        let (identity, retention) = aws::describe(&client, stream).await?;
         let shards = aws::list(&client, stream).await?;
-        Ok(Stream { identity, shards })
+        Ok(Stream {
+            identity,
+            retention,
+            shards,
+        })
     };
     match tokio::time::timeout(DEADLINE, looking).await {
         Ok(result) => {
@@ -93,7 +99,7 @@ pub fn check_identity(pipe: &StreamIdentity, found: &StreamIdentity) -> Result<(
     let message = if pipe.arn == found.arn {
         format!(
             "the stream {} was deleted and created again: this pipe's positions belong to the one of {}, the present one is of {}; \
-             create a new pipe for it",
+             take it with `millrace pipe reset-position PIPE --adopt-stream`, or create a new pipe for it",
             found.name,
             time(pipe.created),
             time(found.created)

@@ -6,6 +6,8 @@
 //!                 destination     |   discovery (ListShards)
 //!                      |          |       |
 //!                  lifecycle      +-- coordinator -- scheduler (placement, lineage: pure)
+//!                                 |       |
+//!                               leader (of several control planes, the one that does all of this)
 //!                                         |
 //!   workers <-- one stream each, PrepareBatch, CommitBatch --> sessions
 //! ```
@@ -20,6 +22,8 @@ pub mod coordinator;
 pub mod destination;
 pub mod discovery;
 pub mod endpoint;
+pub mod events;
+pub mod leader;
 pub mod lifecycle;
 pub mod protocol;
 pub mod scheduler;

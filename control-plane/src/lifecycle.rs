@@ -20,6 +20,24 @@ pub enum State {
     Stopped,
     /// Halted until a person changes something.
     Failed,
+    /// A backfill has come to its end.
+    Completed,
+}
+
+impl State {
+    /// Its name in the API, without the prefix of the enum.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            State::Provisioning => "PROVISIONING",
+            State::Running => "RUNNING",
+            State::Degraded => "DEGRADED",
+            State::Stopping => "STOPPING",
+            State::Stopped => "STOPPED",
+            State::Failed => "FAILED",
+            State::Completed => "COMPLETED",
+        }
+    }
 }
 
 /// Trouble that someone has seen.
@@ -50,6 +68,8 @@ pub struct Observed {
     pub ever_held: usize,
     /// Workers that are connected.
     pub workers: usize,
+    /// All was read up to the pipe's end.
+    pub completed: bool,
 }
 
 /// What a pipe is doing, and why.
@@ -98,6 +118,9 @@ pub fn status(desired: DesiredState, observed: &Observed) -> Status {
 }
 
 fn running(observed: &Observed) -> Status {
+    if observed.completed {
+        return Status::plain(State::Completed, false);
+    }
     if let Some(fault) = observed.fault.as_ref().filter(|fault| fault.permanent) {
         return Status::trouble(State::Failed, fault);
     }
@@ -228,6 +251,21 @@ mod tests {
                     ..healthy()
                 },
                 State::Running,
+                "",
+                false,
+            ),
+            (
+                "a backfill is through",
+                Running,
+                Observed {
+                    fault: Some(hard.clone()),
+                    readable: 0,
+                    held: 0,
+                    workers: 0,
+                    completed: true,
+                    ..healthy()
+                },
+                State::Completed,
                 "",
                 false,
             ),

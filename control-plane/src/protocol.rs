@@ -19,18 +19,26 @@ use millrace_common::{
     position::{Position, Slice},
 };
 
+mod gap;
 mod grants;
+pub mod invariants;
+mod late;
 mod lineage;
+pub mod memory;
 mod refusal;
+mod reset;
 
 #[cfg(test)]
 mod model;
 #[cfg(test)]
 mod tests;
 
+pub use gap::{Gap, Resumed, resume};
 pub use grants::{grant, release};
+pub use late::{Late, Open, Window, late};
 pub use lineage::{Added, Finished, add, finish};
 pub use refusal::Refusal;
+pub use reset::{Move, Plan, Reset, Target, reset};
 
 /// Open batches that a shard may have. A lane keeps a small fixed number open, so one that reaches this is broken; and
 /// all of them travel in an assignment.
@@ -66,7 +74,7 @@ pub enum ShardPhase {
 }
 
 /// A shard, as decisions see it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Shard {
     /// Parents that it waits for, or waited for.
     pub parents: Vec<ShardId>,
@@ -83,7 +91,7 @@ pub struct Shard {
 }
 
 /// A slice of an open batch.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct OpenSlice {
     /// Its place among the slices of its shard, counted from 1.
     pub ordinal: u64,
@@ -94,7 +102,7 @@ pub struct OpenSlice {
 }
 
 /// The rows that a decision looks at: the shards it is about, and every open slice of these.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 pub struct Ledger {
     /// Shards.
     pub shards: BTreeMap<ShardId, Shard>,

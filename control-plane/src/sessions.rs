@@ -13,13 +13,15 @@
 //! a peer sends is trusted: what does not parse closes its stream with INVALID_ARGUMENT.
 
 pub mod convert;
+mod gate;
 mod registry;
 mod report;
 mod service;
 mod session;
 
-pub use registry::{Registry, WorkerSeen};
-pub use report::{Capacity, Hello, LaneFault, LaneReport, Report, ShardReport};
+pub use gate::Gate;
+pub use registry::{Leaving, Registry, WorkerSeen};
+pub use report::{Capacity, DataGap, Hello, LaneFault, LaneReport, Report, ShardReport};
 pub use service::Service;
 
 /// Oldest protocol version that is spoken here.

@@ -7,7 +7,8 @@
 //! Invariants:
 //! - Every change is one transaction. On SQLite they come one after the other; on PostgreSQL the rows that a decision
 //!   rests on are locked first, so that several control planes may share a database.
-//! - Nothing here reads a clock to decide anything; times are stored for people.
+//! - Nothing here reads a clock to decide anything; times are stored for people. The one exception is the leader's row,
+//!   which ends by the database's own clock.
 //! - No statement, and so no log and no error, ever holds a secret that is not sealed.
 
 use std::{fmt, fs::File, sync::Arc};
@@ -15,15 +16,20 @@ use std::{fmt, fs::File, sync::Arc};
 use millrace_common::{clock::Clock, crypto::Sealer};
 use sea_orm::DatabaseConnection;
 
+use crate::leader::Term;
+
 mod batches;
 mod convert;
 mod credentials;
 mod entity;
 mod error;
+mod events;
+mod leader;
 mod ledger;
 mod migration;
 mod open;
 mod pipes;
+mod positions;
 mod shards;
 mod transaction;
 mod types;
@@ -32,6 +38,10 @@ mod types;
 mod tests;
 
 pub use error::Error;
+pub use events::MAX_EVENTS;
+pub use leader::Standing;
+pub use positions::Adopted;
+pub use shards::{Ended, ShardEnd};
 pub use types::*;
 
 /// How to reach the database.
@@ -39,7 +49,8 @@ pub use types::*;
 pub struct Options {
     /// `sqlite:///path/file.db`, `sqlite::memory:` or `postgres://…`.
     pub url: String,
-    /// Connections for reading, and on PostgreSQL as many again for writing. SQLite has one writer.
+    /// Connections for reading, and on PostgreSQL as many again for writing, and a few that are kept for leading. SQLite has
+    /// one writer.
     pub max_connections: u32,
 }
 
@@ -71,10 +82,18 @@ pub struct Store {
 struct Inner {
     read: DatabaseConnection,
     write: DatabaseConnection,
+    /// For what only the leader does.
+    leading: DatabaseConnection,
+    /// For the leader's row.
+    electing: DatabaseConnection,
+    /// No other process can have the database open.
+    exclusive: bool,
+    /// What is written is written under this term.
+    fence: Option<Term>,
     sealer: Arc<Sealer>,
     clock: Clock,
     /// Declared last: given back after the connections.
-    _lock: Option<File>,
+    _lock: Option<Arc<File>>,
 }
 
 impl Store {
@@ -84,14 +103,25 @@ impl Store {
     /// [`Error::Locked`] if another process has the SQLite file open, [`Error::Key`] if the secrets were sealed with another
     /// key, [`Error::Newer`] if a newer release wrote it, and what else keeps a database from being opened.
     pub async fn open(options: &Options, sealer: Arc<Sealer>, clock: Clock) -> Result<Store, Error> {
-        let open::Opened { read, write, lock } = open::open(options, &sealer).await?;
+        let open::Opened {
+            read,
+            write,
+            leading,
+            electing,
+            exclusive,
+            lock,
+        } = open::open(options, &sealer).await?;
         Ok(Store {
             inner: Arc::new(Inner {
                 read,
                 write,
+                leading,
+                electing,
+                exclusive,
+                fence: None,
                 sealer,
                 clock,
-                _lock: lock,
+                _lock: lock.map(Arc::new),
             }),
         })
     }
@@ -99,7 +129,14 @@ impl Store {
     /// Waits for what is under way and closes the database, for all clones. Without it, dropping the last clone closes it
     /// in the background.
     pub async fn close(&self) {
-        for connection in [&self.inner.read, &self.inner.write] {
+        let Inner {
+            read,
+            write,
+            leading,
+            electing,
+            ..
+        } = &*self.inner;
+        for connection in [read, write, leading, electing] {
             if let Err(error) = connection.close_by_ref().await {
                 tracing::debug!(%error, "closing the database failed");
             }

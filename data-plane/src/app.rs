@@ -3,6 +3,7 @@
 use std::{io, net::SocketAddr, sync::Arc, thread::available_parallelism, time::Duration};
 
 use millrace_common::{
+    clock::Clock,
     grpc,
     ids::{Incarnation, WorkerId, WorkerInstance},
     shutdown::DRAIN_DEADLINE,
@@ -14,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     commit::GrpcControlPlane,
     lane::{self, status::Board},
-    session::{self, Session},
+    session::{self, Session, planes::ControlPlanes},
     source::Budget,
     supervisor::Supervisor,
 };
@@ -25,8 +26,8 @@ pub const DEFAULT_MEMORY_BYTES: u64 = 256 * 1024 * 1024;
 /// What a worker is told.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// URL of the control plane.
-    pub control_plane: String,
+    /// URLs of the control planes, one at least.
+    pub control_planes: Vec<String>,
     /// Stable id.
     pub worker: WorkerId,
     /// Bytes that may be held between Kinesis and ClickHouse.
@@ -35,6 +36,8 @@ pub struct Options {
     pub health_listen: Option<SocketAddr>,
     /// How patient lanes are.
     pub lane: lane::Settings,
+    /// Wall clock.
+    pub clock: Clock,
     /// Time for draining.
     pub drain_deadline: Duration,
 }
@@ -43,11 +46,12 @@ impl Options {
     /// Options with defaults.
     pub fn new(control_plane: impl Into<String>, worker: WorkerId) -> Self {
         Self {
-            control_plane: control_plane.into(),
+            control_planes: vec![control_plane.into()],
             worker,
             memory_bytes: DEFAULT_MEMORY_BYTES,
             health_listen: None,
             lane: lane::Settings::default(),
+            clock: Clock::System,
             drain_deadline: DRAIN_DEADLINE,
         }
     }
@@ -56,8 +60,8 @@ impl Options {
 /// Why a worker cannot run.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The control plane's URL is none.
-    #[error("the control plane's URL cannot be used")]
+    /// A control plane's URL is none.
+    #[error("a control plane's URL cannot be used")]
     Url(#[source] tonic::transport::Error),
     /// A part of it ended although nothing asked it to: a defect, after which only a new process helps.
     #[error("the {0} ended early")]
@@ -82,27 +86,28 @@ pub async fn run(options: Options, shutdown: CancellationToken) -> Result<(), Er
         worker: options.worker,
         incarnation: Incarnation::new(),
     };
-    let channel = grpc::channel(&options.control_plane).map_err(Error::Url)?;
+    let planes = ControlPlanes::new(&options.control_planes).map_err(Error::Url)?;
     let health = match options.health_listen {
         Some(address) => Some(serve_health(address).await?),
         None => None,
     };
-    tracing::info!(%worker, control_plane = options.control_plane, memory_bytes = options.memory_bytes, "worker");
+    tracing::info!(%worker, control_planes = options.control_planes.join(","), memory_bytes = options.memory_bytes, "worker");
 
     let board = Board::new();
     let (desired, assignments) = watch::channel(None);
     let context = lane::Context {
-        control: Arc::new(GrpcControlPlane::new(worker.clone(), channel.clone())),
+        control: Arc::new(GrpcControlPlane::new(worker.clone(), planes.clone())),
         budget: Budget::new(usize::try_from(options.memory_bytes).unwrap_or(usize::MAX)),
         board: board.clone(),
         settings: options.lane,
+        clock: options.clock,
     };
     let session = session::Options {
         worker,
         cores: available_parallelism().map_or(1, |cores| u32::try_from(cores.get()).unwrap_or(u32::MAX)),
         memory_bytes: options.memory_bytes,
     };
-    let session = Session::new(session, channel, board, desired);
+    let session = Session::new(session, planes, board, desired);
     let close = CancellationToken::new();
     let mut talking = tokio::spawn(session.run(shutdown.clone(), options.drain_deadline, close.clone()));
     let mut supervising = tokio::spawn(Supervisor::new(context, assignments).run(shutdown.clone()));

@@ -11,6 +11,8 @@
 
 mod committer;
 mod control;
+mod line;
+mod patience;
 pub mod tracker;
 
 pub use committer::{Body, Built, Claim, Committer, Diverged, Prepared, Sent, Target, Targets};

@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::{CommandFactory as _, Parser, error::ErrorKind};
-use millrace_common::{config::EXIT_USAGE, ids::WorkerId, telemetry};
+use millrace_common::{clock::Clock, config::EXIT_USAGE, ids::WorkerId, telemetry};
 
 use crate::{app, lane, source::kinesis::Limits};
 
@@ -16,9 +16,14 @@ const DURATION_RANGE: (Duration, Duration) = (Duration::from_millis(10), Duratio
 #[derive(Debug, Parser)]
 #[command(name = "millrace-worker", version)]
 pub struct Config {
-    /// URL of the control plane.
-    #[arg(long, env = "MILLRACE_CONTROL_PLANE", default_value = "http://127.0.0.1:7400")]
-    pub control_plane: String,
+    /// URL of the control plane. With several control planes: all of them, comma-separated.
+    #[arg(
+        long,
+        env = "MILLRACE_CONTROL_PLANE",
+        default_value = "http://127.0.0.1:7400",
+        value_delimiter = ','
+    )]
+    pub control_plane: Vec<String>,
     /// Stable id of this worker, such as the name of its pod. Default: the host's name.
     #[arg(long, env = "MILLRACE_WORKER_ID")]
     pub worker_id: Option<String>,
@@ -50,15 +55,15 @@ impl Config {
     /// The options to run with, or everything that is wrong.
     pub fn options(&self) -> Result<app::Options, Vec<String>> {
         let mut errors = Vec::new();
-        let control_plane = self.control_plane.clone();
-        if !["http", "https"].contains(
-            &url::Url::parse(&control_plane)
-                .map_or(String::new(), |url| url.scheme().to_owned())
-                .as_str(),
-        ) {
-            errors.push(format!(
-                "--control-plane: {control_plane:?} is not an http:// or https:// URL"
-            ));
+        let mut control_planes: Vec<String> = Vec::new();
+        for url in self.control_plane.iter().map(|url| url.trim()) {
+            let parsed = url::Url::parse(url);
+            if !parsed.is_ok_and(|url| ["http", "https"].contains(&url.scheme()) && url.has_host()) {
+                errors.push(format!("--control-plane: {url:?} is not an http:// or https:// URL"));
+            }
+            if !control_planes.iter().any(|known| known == url) {
+                control_planes.push(url.to_owned());
+            }
         }
         let worker = self.worker().map_err(|error| errors.push(error)).ok();
         if self.memory_bytes < MIN_MEMORY_BYTES {
@@ -94,7 +99,8 @@ impl Config {
         let drain_deadline = duration("drain-deadline-ms", self.drain_deadline_ms);
         match worker {
             Some(worker) if errors.is_empty() => Ok(app::Options {
-                control_plane,
+                clock: Clock::System,
+                control_planes,
                 worker,
                 memory_bytes: self.memory_bytes,
                 health_listen,
@@ -150,6 +156,10 @@ mod tests {
         assert_eq!(options.memory_bytes, 256 * 1024 * 1024);
         assert_eq!(options.lane, lane::Settings::default());
         assert!(options.health_listen.is_some());
+        assert_eq!(options.control_planes, ["http://127.0.0.1:7400"]);
+        let several = ["--worker-id=w", "--control-plane=http://a:1, http://b:1,http://a:1"];
+        let several = config(&several).options().expect("good options");
+        assert_eq!(several.control_planes, ["http://a:1", "http://b:1"]);
     }
 
     #[test]

@@ -27,6 +27,7 @@
 mod assign;
 mod build;
 pub mod fault;
+mod progress;
 mod queue;
 mod read;
 mod recipe;
@@ -44,7 +45,9 @@ use std::{
 
 use millrace_common::{
     batch::OpenBatch,
+    clock::Clock,
     ids::{BatchId, Epoch, PipeUid, Revision, ShardId},
+    position::Position,
 };
 use parking_lot::Mutex;
 use tokio::{
@@ -74,6 +77,8 @@ use crate::{
 
 /// How often progress is shown; what the control plane should know at once is shown at once.
 const SHOW_INTERVAL: Duration = Duration::from_millis(200);
+/// How often a lane with records and no open batch looks whether its readers wait for memory.
+const LOOK_INTERVAL: Duration = Duration::from_millis(250);
 /// A timer that is not needed just now.
 const NEVER: Duration = Duration::from_secs(24 * 3600);
 
@@ -109,6 +114,8 @@ pub struct Context {
     pub board: Board,
     /// How patient they are.
     pub settings: Settings,
+    /// Tells how old positions are.
+    pub clock: Clock,
 }
 
 /// Leases that a lane may not use any more, by shard: what it knew of the shard is gone. Outlives the lane's task.
@@ -161,6 +168,8 @@ struct Lane {
     replay: JoinSet<Replayed>,
     /// The batch that is being rebuilt.
     replay_of: Option<BatchId>,
+    /// A batch that cannot be rebuilt, because its records are gone. Nothing is rebuilt behind it.
+    unreadable: Option<BatchId>,
     /// Set for good when going on could lose or double rows.
     halted: bool,
 
@@ -179,8 +188,7 @@ impl Lane {
         let (faults, targets) = (Faults::new(), Targets::default());
         let probe_interval = context.settings.probe_interval;
         let committer = Committer::new(context.control.clone(), targets.clone(), faults.clone(), probe_interval);
-        // One lane whose batches do not drain leaves half of the memory to the others.
-        let budget = context.budget.part(context.budget.total() / 2);
+        let budget = context.budget.part();
         Self {
             context,
             pipe,
@@ -206,6 +214,7 @@ impl Lane {
             replays: VecDeque::new(),
             replay: JoinSet::new(),
             replay_of: None,
+            unreadable: None,
             halted: false,
             show: Show::default(),
         }
@@ -275,6 +284,7 @@ impl Lane {
             .map(|since| since + patience);
         let cut = self.rules.as_ref().filter(|_| self.can_build());
         let cut = cut.and_then(|rules| rules.deadline(&self.queue.queued()));
+        let cut = cut.map(|at| at.min(now + LOOK_INTERVAL));
         readers
             .chain(releases)
             .chain(cut)
@@ -298,10 +308,24 @@ impl Lane {
             return;
         };
         let settled = |id: &ShardId| !self.queue.holds(id) && !self.tracker.holds(id);
-        let shards = self
+        let oldest = |id: &ShardId| {
+            let froms = self.open.values().filter_map(|open| open.froms.get(id));
+            froms.min_by(|a, b| a.sequence_number().cmp(&b.sequence_number()))
+        };
+        let committed: BTreeMap<ShardId, Position> = self
             .shards
             .iter()
-            .map(|(id, shard)| shard.status(id, settled(id), now))
+            .map(|(id, shard)| (id.clone(), oldest(id).unwrap_or(&shard.next_from).clone()))
+            .collect();
+        let shards = self
+            .shards
+            .iter_mut()
+            .map(|(id, shard)| {
+                if let Some(position) = committed.get(id) {
+                    shard.progress.committed(position);
+                }
+                shard.status(id, settled(id), now)
+            })
             .collect();
         let status = LaneStatus {
             shards,

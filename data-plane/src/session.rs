@@ -10,17 +10,23 @@
 //! It is not the lease: a broken session costs nothing until the control plane's TTL has passed, and lanes run on through
 //! it. Whether a lane may still advance a shard is decided by PrepareBatch and by nothing in this process.
 //!
+//! Of several control planes one takes sessions: the worker tries them in turn, and goes where they send it
+//! ([`planes`]). A control plane that says nothing, not even its heartbeat, is as good as gone.
+//!
 //! Invariants:
 //! - the state goes whole, both ways; nothing depends on what was said before;
 //! - within a session generations rise; another session begins anew, because its control plane may.
 
 pub(crate) mod convert;
+pub mod planes;
 
 use std::time::Duration;
 
 use millrace_common::{
-    grpc,
+    error::{metadata, reason},
+    fail_point, grpc,
     ids::{Generation, WorkerInstance},
+    reason::{LEADER_METADATA, NOT_LEADER},
     retry::Backoff,
 };
 use millrace_proto::worker::v1::{
@@ -34,15 +40,19 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Status, Streaming, transport::Channel};
 
+use self::planes::ControlPlanes;
 use crate::lane::{spec::Assignment, status::Board};
 
 /// The protocol that this worker speaks.
 const PROTOCOL: u32 = 1;
 /// First and longest wait before connecting again: soon enough to renew the leases, and thousands of workers do not come
 /// back together.
-const RECONNECT: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
-/// How long the control plane may take to accept a session.
-const WELCOME_DEADLINE: Duration = Duration::from_secs(10);
+const RECONNECT: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
+/// How long the control plane may take to accept a session: a frozen one takes connections and says nothing.
+const WELCOME_DEADLINE: Duration = Duration::from_secs(5);
+/// Heartbeats that a control plane may miss before it is given up. Half of the lease is waited for in any case, so that the
+/// other half is left for finding another one.
+const MISSED_HEARTBEATS: u32 = 3;
 /// Heartbeats are not slower or faster than this, whatever the control plane asks for.
 const HEARTBEAT_RANGE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(60));
 /// Reports that wait to be sent. Each is whole, so a longer queue would only hold older ones.
@@ -51,6 +61,8 @@ const OUTBOX: usize = 2;
 const SEND_DEADLINE: Duration = Duration::from_secs(10);
 /// How long the control plane may take to end a session that this worker has ended.
 const CLOSE_DEADLINE: Duration = Duration::from_secs(1);
+/// Reason of a control plane that ends.
+const SHUTTING_DOWN: &str = "SHUTTING_DOWN";
 /// Urgent reports do not follow each other faster than this.
 const URGENT_PAUSE: Duration = Duration::from_millis(10);
 
@@ -97,11 +109,33 @@ impl From<Status> for Error {
     }
 }
 
+impl Error {
+    /// What it says about the control plane: whether another one is to be tried, and whether at once.
+    fn note(&self, planes: &ControlPlanes, url: &str) -> bool {
+        let status = match self {
+            Error::Status(status) => status,
+            Error::Closed | Error::Timeout(_) | Error::Protocol(_) => {
+                planes.unreachable(url);
+                return false;
+            }
+        };
+        match reason(status).as_deref() {
+            Some(NOT_LEADER) => planes.not_leader(url, metadata(status, LEADER_METADATA).as_deref()),
+            // It is there, and has something against this worker or this session.
+            Some(reason) if reason != SHUTTING_DOWN => false,
+            _ => {
+                planes.unreachable(url);
+                false
+            }
+        }
+    }
+}
+
 /// The worker's side of the conversation.
 #[derive(Debug)]
 pub struct Session {
     options: Options,
-    client: WorkerServiceClient<Channel>,
+    planes: ControlPlanes,
     board: Board,
     desired: watch::Sender<Option<AssignmentSet>>,
 }
@@ -110,16 +144,13 @@ impl Session {
     /// A session that is not connected yet. What the control plane wants goes to `desired`.
     pub fn new(
         options: Options,
-        channel: Channel,
+        planes: ControlPlanes,
         board: Board,
         desired: watch::Sender<Option<AssignmentSet>>,
     ) -> Self {
-        let client = WorkerServiceClient::new(channel)
-            .max_decoding_message_size(grpc::MAX_SESSION_MESSAGE_BYTES)
-            .max_encoding_message_size(grpc::MAX_SESSION_MESSAGE_BYTES);
         Self {
             options,
-            client,
+            planes,
             board,
             desired,
         }
@@ -129,16 +160,21 @@ impl Session {
     /// told that the worker will end within `deadline`; until `close` it still hears what is released.
     pub async fn run(self, leave: CancellationToken, deadline: Duration, close: CancellationToken) {
         let mut backoff = Backoff::new(RECONNECT.0, RECONNECT.1);
+        let mut sent_on = false;
         while !close.is_cancelled() {
             let started = Instant::now();
-            let Err(error) = self.talk(&leave, deadline, &close).await else {
+            let (url, outcome) = self.talk(&leave, deadline, &close).await;
+            let Err(error) = outcome else {
                 break;
             };
             if started.elapsed() > RECONNECT.1 {
                 backoff.reset();
             }
-            let delay = backoff.delay();
+            // Two that send to each other are not to be asked without a pause.
+            sent_on = error.note(&self.planes, &url) && !sent_on;
+            let delay = if sent_on { Duration::ZERO } else { backoff.delay() };
             tracing::warn!(
+                control_plane = url,
                 error = &error as &dyn std::error::Error,
                 ?delay,
                 "no session with the control plane"
@@ -148,29 +184,41 @@ impl Session {
         tracing::debug!("session closed");
     }
 
-    /// One connection, until it breaks or `close` is cancelled.
+    /// One connection, until it breaks or `close` is cancelled. Gives the control plane that it was with.
     async fn talk(
         &self,
         leave: &CancellationToken,
         deadline: Duration,
         close: &CancellationToken,
-    ) -> Result<(), Error> {
-        let Some(connection) = close.run_until_cancelled(self.connect()).await else {
-            return Ok(());
+    ) -> (String, Result<(), Error>) {
+        let (url, channel) = match self.planes.current() {
+            Ok(current) => current,
+            Err(error) => return (String::new(), Err(Error::Protocol(error.to_string()))),
         };
-        let mut connection = connection?;
-        connection.converse(self, leave, deadline, close).await?;
-        connection.close(self).await;
-        Ok(())
+        let client = WorkerServiceClient::new(channel)
+            .max_decoding_message_size(grpc::MAX_SESSION_MESSAGE_BYTES)
+            .max_encoding_message_size(grpc::MAX_SESSION_MESSAGE_BYTES);
+        let conversation = async {
+            let Some(connection) = close.run_until_cancelled(self.connect(client)).await else {
+                return Ok(());
+            };
+            let mut connection = connection?;
+            self.planes.leads(&url);
+            tracing::info!(worker = %self.options.worker, control_plane = url, heartbeat = ?connection.heartbeat, "session");
+            connection.converse(self, leave, deadline, close).await?;
+            connection.close(self).await;
+            Ok(())
+        };
+        let outcome = conversation.await;
+        (url, outcome)
     }
 
-    async fn connect(&self) -> Result<Connection, Error> {
+    async fn connect(&self, mut client: WorkerServiceClient<Channel>) -> Result<Connection, Error> {
         self.board.forget_generations();
         let (outbox, requests) = mpsc::channel(OUTBOX);
         let hello = session_request::Message::Hello(self.hello());
         // There is room: the channel is new.
         let _ = outbox.try_send(wire::SessionRequest { message: Some(hello) });
-        let mut client = self.client.clone();
         let accept = async {
             let mut inbox = client.session(ReceiverStream::new(requests)).await?.into_inner();
             let first = inbox.message().await?.ok_or(Error::Closed)?;
@@ -179,12 +227,12 @@ impl Session {
         let (inbox, first) = timeout(WELCOME_DEADLINE, accept)
             .await
             .map_err(|_| Error::Timeout("accept"))??;
-        let heartbeat = welcomed(&first)?;
-        tracing::info!(worker = %self.options.worker, ?heartbeat, "session with the control plane");
+        let (heartbeat, silence) = welcomed(&first)?;
         Ok(Connection {
             outbox,
             inbox,
             heartbeat,
+            silence,
             generation: None,
         })
     }
@@ -210,8 +258,8 @@ impl Session {
     }
 }
 
-/// The heartbeat that the control plane asks for.
-fn welcomed(response: &wire::SessionResponse) -> Result<Duration, Error> {
+/// The heartbeat that the control plane asks for, and how long it may say nothing.
+fn welcomed(response: &wire::SessionResponse) -> Result<(Duration, Duration), Error> {
     let Some(session_response::Message::Welcome(welcome)) = &response.message else {
         return Err(Error::Protocol("the first message is not a Welcome".to_owned()));
     };
@@ -221,9 +269,11 @@ fn welcomed(response: &wire::SessionResponse) -> Result<Duration, Error> {
             welcome.protocol
         )));
     }
-    let heartbeat = convert::duration("welcome.heartbeat_interval", welcome.heartbeat_interval)
-        .map_err(|error| Error::Protocol(error.to_string()))?;
-    Ok(heartbeat.clamp(HEARTBEAT_RANGE.0, HEARTBEAT_RANGE.1))
+    let duration = |name, value| convert::duration(name, value).map_err(|error| Error::Protocol(error.to_string()));
+    let heartbeat = duration("welcome.heartbeat_interval", welcome.heartbeat_interval)?;
+    let heartbeat = heartbeat.clamp(HEARTBEAT_RANGE.0, HEARTBEAT_RANGE.1);
+    let lease = duration("welcome.lease_ttl", welcome.lease_ttl)?;
+    Ok((heartbeat, (heartbeat * MISSED_HEARTBEATS).max(lease / 2)))
 }
 
 /// A session that was accepted.
@@ -232,6 +282,7 @@ struct Connection {
     outbox: mpsc::Sender<wire::SessionRequest>,
     inbox: Streaming<wire::SessionResponse>,
     heartbeat: Duration,
+    silence: Duration,
     generation: Option<Generation>,
 }
 
@@ -247,11 +298,16 @@ impl Connection {
         let mut heartbeat = tokio::time::interval(self.heartbeat);
         heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut leaving = false;
+        let mut heard = Instant::now();
         loop {
             tokio::select! {
                 biased;
                 () = close.cancelled() => return Ok(()),
-                message = self.inbox.message() => self.heard(session, message)?,
+                message = self.inbox.message() => {
+                    heard = Instant::now();
+                    self.heard(session, message)?;
+                }
+                () = tokio::time::sleep_until(heard + self.silence) => return Err(Error::Timeout("say anything")),
                 () = leave.cancelled(), if !leaving => {
                     leaving = true;
                     self.say(session_request::Message::Leave(wire::Leave {
@@ -261,7 +317,12 @@ impl Connection {
                 () = session.board.urgent() => {
                     // What happens together is reported together.
                     tokio::time::sleep_until(Instant::now() + URGENT_PAUSE).await;
-                    self.say(session_request::Message::Report(session.report())).await?;
+                    let report = session.report();
+                    let finished = report.lanes.iter().flat_map(|lane| &lane.shards).any(|shard| shard.finished);
+                    self.say(session_request::Message::Report(report)).await?;
+                    if finished {
+                        fail_point!("worker.finish.reported");
+                    }
                 }
                 _ = heartbeat.tick() => self.say(session_request::Message::Report(session.report())).await?,
             }
@@ -302,8 +363,8 @@ impl Connection {
             Some(session_response::Message::Welcome(_)) => {
                 return Err(Error::Protocol("a second Welcome".to_owned()));
             }
-            // A kind of message that this version does not know.
-            None => return Ok(()),
+            // And a kind of message that this version does not know.
+            Some(session_response::Message::Heartbeat(_)) | None => return Ok(()),
         };
         let set = convert::assignment_set(set).map_err(|error| Error::Protocol(error.to_string()))?;
         if self.generation.is_some_and(|newest| set.generation <= newest) {

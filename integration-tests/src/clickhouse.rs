@@ -298,8 +298,19 @@ impl ClickHouse {
     async fn create_external_users(&self) -> Result<(), Error> {
         for user in &self.options.users {
             let (name, password) = (config::identifier(&user.name), config::string_literal(&user.password));
-            self.query(&format!("CREATE USER OR REPLACE {name} IDENTIFIED BY {password}"))
-                .await?;
+            let settings: Vec<String> = user
+                .settings
+                .iter()
+                .map(|(setting, value)| format!("{setting} = {}", config::string_literal(value)))
+                .collect();
+            let settings = match settings.as_slice() {
+                [] => String::new(),
+                settings => format!(" SETTINGS {}", settings.join(", ")),
+            };
+            self.query(&format!(
+                "CREATE USER OR REPLACE {name} IDENTIFIED BY {password}{settings}"
+            ))
+            .await?;
             for grant in &user.grants {
                 self.query(&format!("{grant} TO {name}")).await?;
             }
@@ -427,6 +438,22 @@ impl ClickHouse {
             return Err(Error::State("is running already"));
         }
         self.launch().await
+    }
+
+    /// Gives the engine these users instead of those that it was started with, from its next start on.
+    ///
+    /// # Errors
+    /// When it is not ours, or the file cannot be written.
+    pub fn write_users(&self, users: &[User]) -> Result<(), Error> {
+        self.owned()?;
+        let options = Options {
+            users: users.to_vec(),
+            ..self.options.clone()
+        };
+        config::write(&self.data_dir, &options, &self.password).map_err(|source| Error::Io {
+            what: "write the configuration".to_owned(),
+            source,
+        })
     }
 
     /// Freezes the engine: connections stay open and nothing answers.

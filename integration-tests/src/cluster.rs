@@ -1,8 +1,12 @@
-//! A running Millrace: a control plane and workers as processes of their own, as a team would run them, plus what a test
+//! A running Millrace: control planes and workers as processes of their own, as a team would run them, plus what a test
 //! needs to talk to them and to kill them.
+//!
+//! With several control planes, which need a PostgreSQL, calls go to the first one that runs and is not paused, unless a
+//! method names another by its index.
 
 use std::{
     env,
+    ffi::OsString,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -26,6 +30,12 @@ use crate::{
 const START_LIMIT: Duration = Duration::from_secs(60);
 /// How long a process may take to end after SIGTERM.
 const STOP_LIMIT: Duration = Duration::from_secs(40);
+/// How long a health check may take.
+const HEALTH_LIMIT: Duration = Duration::from_secs(2);
+/// The service that only the leader among the control planes offers.
+pub const WORKER_SERVICE: &str = "millrace.worker.v1.WorkerService";
+/// Name of the control plane's log, and of its fail points.
+pub const CONTROL_PLANE: &str = "control-plane";
 /// Parent of everything that tests create.
 pub const PARENT: &str = "projects/default";
 /// Id of the AWS credential that [`Cluster::create_credentials`] makes.
@@ -36,14 +46,20 @@ pub const CLICKHOUSE: &str = "clickhouse";
 /// How to start a cluster.
 #[derive(Debug, Clone, Default)]
 pub struct Options {
-    /// Database of the control plane; a SQLite file if `None`.
+    /// Database of the control planes; a SQLite file if `None`.
     pub database: Option<String>,
-    /// More arguments of the control plane.
+    /// Number of control planes; one if 0. More than one need a PostgreSQL in `database`.
+    pub control_planes: usize,
+    /// More arguments of each control plane.
     pub control_plane_args: Vec<String>,
     /// More arguments of each worker.
     pub worker_args: Vec<String>,
     /// Log filter of all processes; `info` if `None`.
     pub log: Option<String>,
+    /// Whether [`Cluster::arm`] is going to be used.
+    pub fail_points: bool,
+    /// Where workers find the control plane, if not where it listens: a proxy in between.
+    pub worker_control_plane: Option<String>,
 }
 
 impl Options {
@@ -57,32 +73,49 @@ impl Options {
     }
 }
 
-/// A control plane and its workers.
+/// One control plane.
+#[derive(Debug)]
+struct ControlPlane {
+    port: u16,
+    process: Option<Process>,
+    paused: bool,
+}
+
+/// Control planes and their workers.
 #[derive(Debug)]
 pub struct Cluster {
     options: Options,
-    port: u16,
-    control_plane: Option<Process>,
+    control_planes: Vec<ControlPlane>,
     workers: Vec<(String, Option<Process>)>,
     // After the processes: they are gone before their files are.
     scratch: Scratch,
 }
 
 impl Cluster {
-    /// Starts a control plane, waits until it serves, and starts `workers` workers.
+    /// Starts the control planes, waits until they serve, and starts `workers` workers.
     ///
     /// # Errors
     /// If a program is not built, or does not serve in time (with the end of its log).
     pub async fn start(options: Options, workers: usize) -> anyhow::Result<Self> {
         let scratch = Scratch::new("cluster")?;
+        let count = options.control_planes.max(1);
+        if count > 1 && options.database.is_none() {
+            bail!("several control planes need a PostgreSQL");
+        }
         let mut cluster = Self {
             options,
-            port: free_port()?,
-            control_plane: None,
+            control_planes: Vec::new(),
             workers: Vec::new(),
             scratch,
         };
-        cluster.start_control_plane().await?;
+        for index in 0..count {
+            cluster.control_planes.push(ControlPlane {
+                port: free_port()?,
+                process: None,
+                paused: false,
+            });
+            cluster.start_control_plane_at(index).await?;
+        }
         for index in 0..workers {
             cluster.workers.push((format!("worker-{index}"), None));
             cluster.start_worker(index)?;
@@ -90,31 +123,39 @@ impl Cluster {
         Ok(cluster)
     }
 
-    /// Starts the control plane on its port and database, again if it was killed.
+    /// Starts the first control plane on its port and database, again if it was killed.
     ///
     /// # Errors
     /// As [`Cluster::start`].
     pub async fn start_control_plane(&mut self) -> anyhow::Result<()> {
+        self.start_control_plane_at(0).await
+    }
+
+    /// Starts control plane `index` on its port and database, again if it was killed.
+    ///
+    /// # Errors
+    /// As [`Cluster::start`].
+    pub async fn start_control_plane_at(&mut self, index: usize) -> anyhow::Result<()> {
         let database = match &self.options.database {
             Some(url) => url.clone(),
             None => format!("sqlite://{}", self.scratch.path().join("millrace.db").display()),
         };
+        let port = self.control_planes[index].port;
         let process = Spawn::new(program("millrace-control-plane")?)
-            .args(["--listen", &format!("127.0.0.1:{}", self.port), "--database", &database])
+            .args(["--listen", &format!("127.0.0.1:{port}"), "--database", &database])
             .arg("--encryption-key-file")
             .arg(self.scratch.path().join("encryption.key"))
             .arg("--generate-key")
             .args(&self.options.control_plane_args)
+            .envs([self.fail_point_variable(CONTROL_PLANE)])
             .env("RUST_LOG", self.options.log.as_deref().unwrap_or("info"))
-            .log(self.log_path("control-plane"))
+            .log(self.log_path(&control_plane_name(index)))
             .spawn()?;
         let ready = eventually("the control plane serves", START_LIMIT, || async {
             if !process.is_running() {
                 bail!("it has ended");
             }
-            let mut health = HealthClient::new(self.channel()?);
-            let answer = health.check(HealthCheckRequest { service: String::new() }).await?;
-            match answer.into_inner().status() {
+            match self.health(index, "").await? {
                 ServingStatus::Serving => Ok(()),
                 other => bail!("health is {other:?}"),
             }
@@ -123,8 +164,54 @@ impl Cluster {
         if let Err(error) = ready {
             bail!("{error}\n{}", process.log_tail(40));
         }
-        self.control_plane = Some(process);
+        let plane = &mut self.control_planes[index];
+        (plane.process, plane.paused) = (Some(process), false);
         Ok(())
+    }
+
+    /// What the health service of control plane `index` says of a gRPC service; of the process, if the name is empty.
+    ///
+    /// # Errors
+    /// If it does not answer.
+    pub async fn health(&self, index: usize, service: &str) -> anyhow::Result<ServingStatus> {
+        let mut health = HealthClient::new(self.channel_at(index)?);
+        let mut request = tonic::Request::new(HealthCheckRequest {
+            service: service.to_owned(),
+        });
+        request.set_timeout(HEALTH_LIMIT);
+        Ok(health.check(request).await?.into_inner().status())
+    }
+
+    /// The control plane that takes worker sessions; `None` while there is none. Those that are paused are not asked.
+    ///
+    /// # Errors
+    /// If there are two.
+    pub async fn leader(&self) -> anyhow::Result<Option<usize>> {
+        let mut leader = None;
+        for (index, plane) in self.control_planes.iter().enumerate() {
+            if plane.process.is_none() || plane.paused {
+                continue;
+            }
+            let serves = self.health(index, WORKER_SERVICE).await;
+            if matches!(serves, Ok(ServingStatus::Serving)) {
+                if let Some(other) = leader {
+                    bail!("control planes {other} and {index} both take worker sessions");
+                }
+                leader = Some(index);
+            }
+        }
+        Ok(leader)
+    }
+
+    /// Waits until a control plane takes worker sessions, and returns its index.
+    ///
+    /// # Errors
+    /// If none does in time.
+    pub async fn wait_for_leader(&self, limit: Duration) -> anyhow::Result<usize> {
+        Ok(eventually("a control plane leads", limit, || async {
+            self.leader().await?.context("none of them")
+        })
+        .await?)
     }
 
     /// Starts worker `index`, again if it was killed: same id, new incarnation.
@@ -134,8 +221,13 @@ impl Cluster {
     pub fn start_worker(&mut self, index: usize) -> anyhow::Result<()> {
         let id = self.workers[index].0.clone();
         let process = Spawn::new(program("millrace-worker")?)
-            .args(["--control-plane", &self.url(), "--worker-id", &id])
+            .args([
+                "--control-plane",
+                self.options.worker_control_plane.as_ref().unwrap_or(&self.urls()),
+            ])
+            .args(["--worker-id", &id])
             .args(&self.options.worker_args)
+            .envs([self.fail_point_variable(&id)])
             .env("RUST_LOG", self.options.log.as_deref().unwrap_or("info"))
             .log(self.log_path(&id))
             .spawn()?;
@@ -154,14 +246,58 @@ impl Cluster {
         Ok(index)
     }
 
-    /// Kills the control plane (SIGKILL).
+    /// Kills the first control plane (SIGKILL).
     ///
     /// # Errors
     /// If it cannot be signalled.
     pub async fn kill_control_plane(&mut self) -> anyhow::Result<()> {
-        if let Some(process) = self.control_plane.take() {
+        self.kill_control_plane_at(0).await
+    }
+
+    /// Kills control plane `index` (SIGKILL).
+    ///
+    /// # Errors
+    /// If it cannot be signalled.
+    pub async fn kill_control_plane_at(&mut self, index: usize) -> anyhow::Result<()> {
+        if let Some(process) = self.control_planes[index].process.take() {
             process.kill().await?;
         }
+        Ok(())
+    }
+
+    /// Asks control plane `index` to end (SIGTERM) and waits until it has.
+    ///
+    /// # Errors
+    /// If it does not end in time.
+    pub async fn stop_control_plane_at(&mut self, index: usize) -> anyhow::Result<()> {
+        if let Some(process) = self.control_planes[index].process.take() {
+            let status = process.stop(STOP_LIMIT).await?;
+            if !status.success() {
+                bail!("control plane {index} ended with {status}\n{}", process.log_tail(40));
+            }
+        }
+        Ok(())
+    }
+
+    /// Freezes control plane `index` (SIGSTOP): its connections stay open and it answers nothing.
+    ///
+    /// # Errors
+    /// If it cannot be signalled.
+    pub fn pause_control_plane_at(&mut self, index: usize) -> anyhow::Result<()> {
+        let plane = &mut self.control_planes[index];
+        plane.process.as_ref().context("it does not run")?.pause()?;
+        plane.paused = true;
+        Ok(())
+    }
+
+    /// Lets control plane `index` go on (SIGCONT).
+    ///
+    /// # Errors
+    /// If it cannot be signalled.
+    pub fn resume_control_plane_at(&mut self, index: usize) -> anyhow::Result<()> {
+        let plane = &mut self.control_planes[index];
+        plane.process.as_ref().context("it does not run")?.resume()?;
+        plane.paused = false;
         Ok(())
     }
 
@@ -193,26 +329,50 @@ impl Cluster {
         self.workers.get(index).and_then(|(_, process)| process.as_ref())
     }
 
-    /// The process of the control plane.
+    /// The process of the first control plane, if it was not killed.
     #[must_use]
     pub fn control_plane(&self) -> Option<&Process> {
-        self.control_plane.as_ref()
+        self.control_plane_at(0)
     }
 
-    /// URL of the control plane.
+    /// The process of control plane `index`, if it was not killed.
+    #[must_use]
+    pub fn control_plane_at(&self, index: usize) -> Option<&Process> {
+        self.control_planes.get(index).and_then(|plane| plane.process.as_ref())
+    }
+
+    /// URL of the control plane that calls go to.
     #[must_use]
     pub fn url(&self) -> String {
-        format!("http://127.0.0.1:{}", self.port)
+        let answers = |plane: &ControlPlane| plane.process.is_some() && !plane.paused;
+        self.url_at(self.control_planes.iter().position(answers).unwrap_or(0))
+    }
+
+    /// URL of control plane `index`.
+    ///
+    /// # Panics
+    /// If there is none.
+    #[must_use]
+    pub fn url_at(&self, index: usize) -> String {
+        format!("http://127.0.0.1:{}", self.control_planes[index].port)
+    }
+
+    /// URLs of all control planes, comma-separated, as workers take them.
+    #[must_use]
+    pub fn urls(&self) -> String {
+        let urls: Vec<String> = (0..self.control_planes.len()).map(|index| self.url_at(index)).collect();
+        urls.join(",")
     }
 
     /// The end of every log, for the message of a failed test.
     #[must_use]
     pub fn logs(&self) -> String {
         let mut text = String::new();
-        for name in std::iter::once("control-plane").chain(self.workers.iter().map(|(id, _)| id.as_str())) {
+        let control_planes = (0..self.control_planes.len()).map(control_plane_name);
+        for name in control_planes.chain(self.workers.iter().map(|(id, _)| id.clone())) {
             text.push_str(&format!(
                 "--- {name}\n{}\n",
-                crate::process::tail(&self.log_path(name), 40)
+                crate::process::tail(&self.log_path(&name), 40)
             ));
         }
         text
@@ -222,14 +382,77 @@ impl Cluster {
         self.scratch.path().join(format!("{name}.log"))
     }
 
+    /// All that a process has logged: [`CONTROL_PLANE`], or `worker-` and an index. Empty if there is no such log.
+    #[must_use]
+    pub fn log_of(&self, name: &str) -> String {
+        std::fs::read(self.log_path(name))
+            .map_or_else(|_| String::new(), |bytes| String::from_utf8_lossy(&bytes).into_owned())
+    }
+
+    /// Arms fail points of a process, which may be running, instead of those armed before. An empty list disarms.
+    ///
+    /// # Errors
+    /// If the cluster was not started for it, or the list cannot be written.
+    pub fn arm(&self, name: &str, list: &str) -> anyhow::Result<()> {
+        if !self.options.fail_points {
+            bail!("the cluster was started without fail points");
+        }
+        let path = self.fail_point_path(name);
+        let partial = path.with_extension("partial");
+        std::fs::write(&partial, list)?;
+        // In one step: the process never reads a part of it.
+        Ok(std::fs::rename(partial, path)?)
+    }
+
+    fn fail_point_path(&self, name: &str) -> PathBuf {
+        self.scratch.path().join(format!("{name}.failpoints"))
+    }
+
+    /// What tells a process of its fail points; a variable that says nothing where they are not wanted.
+    fn fail_point_variable(&self, name: &str) -> (&'static str, OsString) {
+        if self.options.fail_points {
+            ("MILLRACE_FAIL_POINTS_FILE", self.fail_point_path(name).into())
+        } else {
+            ("MILLRACE_FAIL_POINTS", OsString::new())
+        }
+    }
+
     /// The scratch directory: logs, database, key.
     #[must_use]
     pub fn path(&self) -> &Path {
         self.scratch.path()
     }
 
+    /// All that control plane `index` has logged.
+    ///
+    /// # Errors
+    /// If there is no log.
+    pub fn control_plane_log(&self, index: usize) -> anyhow::Result<String> {
+        Ok(std::fs::read_to_string(self.log_path(&control_plane_name(index)))?)
+    }
+
     fn channel(&self) -> anyhow::Result<Channel> {
         Ok(grpc::channel(&self.url())?)
+    }
+
+    fn channel_at(&self, index: usize) -> anyhow::Result<Channel> {
+        Ok(grpc::channel(&self.url_at(index))?)
+    }
+
+    /// Client of the pipe service of control plane `index`.
+    ///
+    /// # Errors
+    /// Never: the URL is ours.
+    pub fn pipes_at(&self, index: usize) -> anyhow::Result<PipeServiceClient<Channel>> {
+        Ok(PipeServiceClient::new(self.channel_at(index)?))
+    }
+
+    /// Client of the credential service of control plane `index`.
+    ///
+    /// # Errors
+    /// Never: the URL is ours.
+    pub fn credentials_at(&self, index: usize) -> anyhow::Result<CredentialServiceClient<Channel>> {
+        Ok(CredentialServiceClient::new(self.channel_at(index)?))
     }
 
     /// Client of the pipe service.
@@ -305,16 +528,15 @@ impl Cluster {
     /// # Errors
     /// What the control plane says.
     pub async fn pipe(&self, id: &str) -> anyhow::Result<api::Pipe> {
-        let request = api::GetPipeRequest {
-            name: format!("{PARENT}/pipes/{id}"),
-            view: api::PipeView::Full.into(),
-        };
-        self.pipes()?
-            .get_pipe(request)
-            .await?
-            .into_inner()
-            .pipe
-            .context("the answer has no pipe")
+        get_pipe(self.pipes()?, id).await
+    }
+
+    /// Returns a pipe with its shards, as control plane `index` knows it.
+    ///
+    /// # Errors
+    /// What the control plane says.
+    pub async fn pipe_at(&self, index: usize, id: &str) -> anyhow::Result<api::Pipe> {
+        get_pipe(self.pipes_at(index)?, id).await
     }
 
     /// Sets what is wanted of a pipe.
@@ -382,6 +604,23 @@ impl Cluster {
             )
         })
         .await?)
+    }
+}
+
+async fn get_pipe(mut pipes: PipeServiceClient<Channel>, id: &str) -> anyhow::Result<api::Pipe> {
+    let request = api::GetPipeRequest {
+        name: format!("{PARENT}/pipes/{id}"),
+        view: api::PipeView::Full.into(),
+    };
+    let answer = pipes.get_pipe(request).await?.into_inner();
+    answer.pipe.context("the answer has no pipe")
+}
+
+/// Name of a control plane's log. The first has none of the others' numbers: most clusters have one.
+fn control_plane_name(index: usize) -> String {
+    match index {
+        0 => "control-plane".to_owned(),
+        _ => format!("control-plane-{index}"),
     }
 }
 

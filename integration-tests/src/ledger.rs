@@ -112,6 +112,68 @@ pub async fn check(
     })
 }
 
+/// In which order rows came to the table, by the blocks that they came in.
+///
+/// ClickHouse numbers the blocks of a table in the order in which they were committed there, and a row's `_part` has that
+/// number for as long as the part was not merged. A row is *late* if a newer one of its partition key, one with a larger
+/// counter, is in a block that came before its own: whoever had looked in between would have seen the newer record without
+/// the older one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Arrival {
+    /// Blocks that the table consists of.
+    pub blocks: u64,
+    /// Rows that came after a newer one of their key.
+    pub late: u64,
+    /// Some of their keys.
+    pub keys: Vec<String>,
+}
+
+/// Looks at the order in which rows came. Merges must have been stopped before the first insert, by [`stop_merges`].
+///
+/// # Errors
+/// If ClickHouse does not answer, or parts were merged, so that nothing can be told.
+pub async fn arrival(clickhouse: &ClickHouse, tables: Tables<'_>) -> anyhow::Result<Arrival> {
+    let Tables { database, table, .. } = tables;
+    let rows = format!(
+        "SELECT _key AS key, toUInt64(extract(_part, '_([0-9]+)_[0-9]+_[0-9]+$')) AS block, min(block) OVER (PARTITION BY key ORDER BY \
+         seq_in_key DESC ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS newer FROM `{database}`.`{table}`"
+    );
+    // The newest row of a key has nothing newer: the frame is empty, which reads as 0.
+    let late = format!("SELECT key FROM ({rows}) WHERE newer > 0 AND newer < block");
+    let merged = format!("SELECT uniqExact(_part) FROM `{database}`.`{table}` WHERE NOT endsWith(_part, '_0')");
+    let merged = number(clickhouse, &merged).await?;
+    anyhow::ensure!(
+        merged == 0,
+        "{merged} parts of {table} were merged: the order of its blocks is lost"
+    );
+    let keys = clickhouse
+        .query(&format!(
+            "SELECT DISTINCT key FROM ({late}) ORDER BY key LIMIT {EXAMPLES}"
+        ))
+        .await?;
+    Ok(Arrival {
+        blocks: number(
+            clickhouse,
+            &format!("SELECT uniqExact(_part) FROM `{database}`.`{table}`"),
+        )
+        .await?,
+        late: number(clickhouse, &format!("SELECT count() FROM ({late})")).await?,
+        keys: keys.split_whitespace().map(str::to_owned).collect(),
+    })
+}
+
+/// Keeps a table's parts as they were inserted, for [`arrival`].
+///
+/// # Errors
+/// If ClickHouse does not answer.
+pub async fn stop_merges(clickhouse: &ClickHouse, tables: Tables<'_>) -> anyhow::Result<()> {
+    let Tables { database, table, .. } = tables;
+    clickhouse
+        .query(&format!("SYSTEM STOP MERGES `{database}`.`{table}`"))
+        .await?;
+    Ok(())
+}
+
 async fn number(clickhouse: &ClickHouse, query: &str) -> anyhow::Result<u64> {
     Ok(clickhouse.query(query).await?.trim().parse()?)
 }

@@ -9,9 +9,15 @@
 pub mod clickhouse;
 pub mod kinesis;
 pub mod postgres;
+pub mod faults;
 pub mod process;
 pub mod cluster;
 pub mod events;
+pub mod flow;
 pub mod ledger;
+pub mod native;
+pub mod load;
 pub mod producer;
+pub mod timeline;
+pub mod chaos;
 pub mod type_cases;

@@ -5,6 +5,7 @@ mod api {
     mod bad_configuration;
     mod bed;
     mod credentials;
+    mod events;
     mod life;
     mod tables;
     mod trouble;

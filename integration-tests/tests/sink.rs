@@ -1,132 +1,29 @@
-//! The insert path against a real engine, and the engine's facts that exactly-once rests on: a test fails when an
-//! upgrade of the engine changes one.
+//! The insert path against a real engine. What the engine itself does is in `clickhouse_facts.rs`, what becomes of attempts
+//! that fail in `clickhouse_outcomes.rs`.
 
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail, ensure};
-use bytes::Bytes;
-use millrace_common::ids::{BatchId, SequenceNumber, ShardId};
-use millrace_common::reason;
-use millrace_data_plane::sink::clickhouse::errors_table::{self, ErrorBlock, Rejected};
-use millrace_data_plane::sink::clickhouse::{Access, Class, Insert, InsertError, Inserted, Sink, native};
-use millrace_integration_tests::clickhouse::{ClickHouse, Options};
-use millrace_integration_tests::process::eventually;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::{TcpListener, TcpStream};
+use anyhow::{Result, bail, ensure};
+use millrace_common::{
+    ids::{BatchId, SequenceNumber, ShardId},
+    reason,
+};
+use millrace_data_plane::sink::clickhouse::{
+    Access, Class, Insert, Sink,
+    errors_table::{self, ErrorBlock, Rejected},
+    native,
+};
+use millrace_integration_tests::{
+    clickhouse::{ClickHouse, Options},
+    native::{Bed, COLUMNS, access, block, insert},
+    process::eventually,
+};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::{TcpListener, TcpStream},
+};
 
 const LIMIT: Duration = Duration::from_secs(60);
-
-/// A database of one's own and a sink into it.
-struct Bed {
-    clickhouse: &'static ClickHouse,
-    database: String,
-    sink: Sink,
-}
-
-impl Bed {
-    async fn new() -> Result<Self> {
-        let clickhouse = ClickHouse::shared().await;
-        let database = clickhouse.database().await?;
-        let sink = Sink::new(&access(clickhouse, &database))?;
-        Ok(Self {
-            clickhouse,
-            database,
-            sink,
-        })
-    }
-
-    /// A table `t (part UInt8, n UInt64, s String)` with a deduplication window.
-    async fn table(&self, window: u32) -> Result<()> {
-        let sql = format!(
-            "CREATE TABLE {}.t (part UInt8, n UInt64, s String) ENGINE = MergeTree PARTITION BY part ORDER BY n \
-             SETTINGS non_replicated_deduplication_window = {window}",
-            self.database
-        );
-        self.clickhouse.query(&sql).await?;
-        Ok(())
-    }
-
-    async fn insert(&self, body: Vec<u8>, token: &str) -> std::result::Result<Inserted, InsertError> {
-        let columns = ["part", "n", "s"].map(str::to_owned);
-        insert(&self.sink, "t", &columns, body, token).await
-    }
-
-    async fn one(&self, sql: &str) -> Result<String> {
-        let sql = sql.replace("{db}", &self.database);
-        Ok(self.clickhouse.query(&sql).await?.trim().to_owned())
-    }
-
-    async fn count(&self) -> Result<u64> {
-        Ok(self.one("SELECT count() FROM {db}.t").await?.parse()?)
-    }
-}
-
-fn access(clickhouse: &ClickHouse, database: &str) -> Access {
-    Access {
-        endpoint: clickhouse.http_url(),
-        username: clickhouse.user().to_owned(),
-        password: clickhouse.password().to_owned().into(),
-        database: database.to_owned(),
-    }
-}
-
-async fn insert(
-    sink: &Sink,
-    table: &str,
-    columns: &[String],
-    body: Vec<u8>,
-    token: &str,
-) -> std::result::Result<Inserted, InsertError> {
-    let query_id = ulid::Ulid::new().to_string();
-    sink.insert(Insert {
-        table,
-        columns,
-        body: Bytes::from(body),
-        lz4: false,
-        token,
-        query_id: &query_id,
-    })
-    .await
-}
-
-fn put_varint(out: &mut Vec<u8>, mut value: u64) {
-    while value >= 0x80 {
-        out.push(value as u8 | 0x80);
-        value >>= 7;
-    }
-    out.push(value as u8);
-}
-
-fn put_text(out: &mut Vec<u8>, text: &str) {
-    put_varint(out, text.len() as u64);
-    out.extend_from_slice(text.as_bytes());
-}
-
-/// Rows `numbers` of `t`, as one Native block; row `n` goes to partition `n % partitions`.
-fn block(numbers: std::ops::Range<u64>, partitions: u64) -> Vec<u8> {
-    let mut out = Vec::new();
-    put_varint(&mut out, 3);
-    put_varint(&mut out, numbers.end - numbers.start);
-    put_text(&mut out, "part");
-    put_text(&mut out, "UInt8");
-    out.extend(numbers.clone().map(|n| (n % partitions) as u8));
-    put_text(&mut out, "n");
-    put_text(&mut out, "UInt64");
-    numbers.clone().for_each(|n| out.extend_from_slice(&n.to_le_bytes()));
-    put_text(&mut out, "s");
-    put_text(&mut out, "String");
-    numbers.for_each(|_| put_text(&mut out, "text"));
-    out
-}
-
-/// One column of one row.
-fn cell(name: &str, data_type: &str, value: &[u8]) -> Vec<u8> {
-    let mut out = vec![1, 1];
-    put_text(&mut out, name);
-    put_text(&mut out, data_type);
-    out.extend_from_slice(value);
-    out
-}
 
 #[tokio::test]
 async fn plain_and_compressed_blocks_arrive() -> Result<()> {
@@ -137,7 +34,7 @@ async fn plain_and_compressed_blocks_arrive() -> Result<()> {
 
     let mut frames = Vec::new();
     native::compress_lz4(&block(1_000..101_000, 1), &mut frames);
-    let columns = ["part", "n", "s"].map(str::to_owned);
+    let columns = COLUMNS.map(str::to_owned);
     let insert = Insert {
         table: "t",
         columns: &columns,
@@ -156,170 +53,10 @@ async fn plain_and_compressed_blocks_arrive() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_token_counts_once_within_a_window_and_not_without_one() -> Result<()> {
-    // M1: the default window of a plain MergeTree is none, and then the token is accepted and ignored.
-    let bed = Bed::new().await?;
-    bed.table(0).await?;
-    bed.insert(block(0..10, 1), "a").await?;
-    bed.insert(block(0..10, 1), "a").await?;
-    ensure!(bed.count().await? == 20);
-    let default = "SELECT value FROM system.merge_tree_settings WHERE name = 'non_replicated_deduplication_window'";
-    ensure!(bed.one(default).await? == "0");
-
-    let bed = Bed::new().await?;
-    bed.table(100).await?;
-    for _ in 0..3 {
-        bed.insert(block(0..10, 1), "a").await?;
-    }
-    ensure!(bed.count().await? == 10);
-    // M2: the token decides, not the rows. Other rows under it vanish without an error.
-    ensure!(bed.insert(block(10..20, 1), "a").await.is_ok());
-    ensure!(bed.count().await? == 10);
-    // And equal rows under another token are other rows.
-    bed.insert(block(0..10, 1), "b").await?;
-    ensure!(bed.count().await? == 20);
-    Ok(())
-}
-
-#[tokio::test]
-async fn a_token_is_checked_per_partition() -> Result<()> {
-    // M4: so a retry after a part of the partitions was written fills exactly what is missing.
-    let bed = Bed::new().await?;
-    bed.table(100).await?;
-    bed.insert(block(0..20, 2), "a").await?;
-    bed.insert(block(0..30, 3), "a").await?;
-    ensure!(
-        bed.one("SELECT part, count() FROM {db}.t GROUP BY part ORDER BY part FORMAT TSV")
-            .await?
-            == "0\t10\n1\t10\n2\t10"
-    );
-    Ok(())
-}
-
-#[tokio::test]
-async fn the_window_counts_partitions_and_equal_blocks_need_tokens() -> Result<()> {
-    // M5: one insert into five partitions does not fit into a window of three, so its repeat doubles rows.
-    let bed = Bed::new().await?;
-    bed.table(3).await?;
-    for _ in 0..2 {
-        bed.insert(block(0..10, 5), "a").await?;
-    }
-    ensure!(bed.count().await? > 10, "the window counts in another way now");
-
-    // M3: with a window and without a token, two inserts of equal rows leave one. The sink refuses to send none.
-    let bed = Bed::new().await?;
-    bed.table(100).await?;
-    for _ in 0..2 {
-        let sql = format!("INSERT INTO {}.t SETTINGS async_insert = 0 FORMAT Native", bed.database);
-        let answer = bed.clickhouse.insert(&sql, block(0..10, 1)).await?;
-        ensure!(answer.status == 200, "{}", answer.text());
-    }
-    ensure!(bed.count().await? == 10);
-    let error = bed.insert(block(0..10, 1), "").await.expect_err("no token");
-    ensure!(error.class == Class::Bug);
-    Ok(())
-}
-
-#[tokio::test]
-async fn a_cut_block_is_refused_as_a_whole_and_two_blocks_are_not() -> Result<()> {
-    // M8: why a request carries one block and its length.
-    let bed = Bed::new().await?;
-    bed.table(100).await?;
-    let whole = block(0..1_000, 1);
-    for cut in [whole.len() - 1, whole.len() / 2, 20] {
-        let error = bed.insert(whole[..cut].to_vec(), "cut").await.expect_err("a cut block");
-        ensure!(
-            matches!(error.class, Class::Schema | Class::Retry),
-            "cut at {cut}: {error:?}"
-        );
-        ensure!(bed.count().await? == 0, "cut at {cut}");
-    }
-    let two = [block(0..500, 1), block(500..1_000, 1)];
-    ensure!(
-        bed.insert(two[0].clone(), "two").await.is_ok(),
-        "the first half alone is a success"
-    );
-    ensure!(bed.insert(two.concat(), "two").await.is_ok());
-    ensure!(
-        bed.count().await? != 1_000,
-        "one token for two blocks has become safe: the engine changed"
-    );
-    Ok(())
-}
-
-#[tokio::test]
-async fn a_large_block_stays_one_block() -> Result<()> {
-    let bed = Bed::new().await?;
-    bed.table(100).await?;
-    // More rows than any of the server's default block sizes.
-    for (rows, token) in [(100_000, "a"), (1_000_000, "b"), (2_500_000, "c")] {
-        bed.one("TRUNCATE TABLE {db}.t").await?;
-        let body = block(0..rows, 1);
-        bed.insert(body.clone(), token).await?;
-        ensure!(bed.count().await? == rows);
-        let parts = "SELECT count() FROM system.parts WHERE database = '{db}' AND table = 't' AND active";
-        ensure!(bed.one(parts).await? == "1", "{rows} rows were cut");
-        bed.insert(body, token).await?;
-        ensure!(bed.count().await? == rows, "the repeat of {rows} rows doubled some");
-    }
-    Ok(())
-}
-
-#[tokio::test]
-async fn values_are_refused_and_not_bent() -> Result<()> {
-    // M9: with the server's defaults 300 becomes 44.
-    let bed = Bed::new().await?;
-    bed.one("CREATE TABLE {db}.u (v UInt8, w String) ENGINE = MergeTree ORDER BY v")
-        .await?;
-    let v = ["v".to_owned()];
-    let error = insert(&bed.sink, "u", &v, cell("v", "Int64", &300_i64.to_le_bytes()), "a")
-        .await
-        .expect_err("300");
-    ensure!((error.class, error.code) == (Class::Schema, Some(53)), "{error:?}");
-    ensure!(error.reason() == reason::DESTINATION_SCHEMA_CHANGED);
-    // A column that the table does not have.
-    let unknown = ["x".to_owned()];
-    let error = insert(&bed.sink, "u", &unknown, cell("x", "UInt8", &[1]), "b")
-        .await
-        .expect_err("no such column");
-    ensure!((error.class, error.code) == (Class::Schema, Some(16)), "{error:?}");
-    ensure!(error.reason() == reason::DESTINATION_COLUMN_NOT_FOUND);
-    // A column in the block that the statement does not name.
-    let error = insert(&bed.sink, "u", &v, cell("w", "String", b"\x01x"), "c")
-        .await
-        .expect_err("an unknown column");
-    ensure!((error.class, error.code) == (Class::Schema, Some(117)), "{error:?}");
-    ensure!(bed.one("SELECT count() FROM {db}.u").await? == "0");
-    let sent = cell("v", "UInt8", &[44]);
-    insert(&bed.sink, "u", &v, sent, "d").await?;
-    ensure!(bed.one("SELECT v FROM {db}.u").await? == "44");
-    Ok(())
-}
-
-#[tokio::test]
-async fn null_takes_the_default_of_the_column() -> Result<()> {
-    let bed = Bed::new().await?;
-    bed.one("CREATE TABLE {db}.u (k UInt8, v UInt64 DEFAULT k + 41) ENGINE = MergeTree ORDER BY k")
-        .await?;
-    let mut body = vec![2, 2];
-    put_text(&mut body, "k");
-    put_text(&mut body, "UInt8");
-    body.extend_from_slice(&[1, 2]);
-    put_text(&mut body, "v");
-    put_text(&mut body, "Nullable(UInt64)");
-    body.extend_from_slice(&[1, 0]);
-    body.extend_from_slice(&0_u64.to_le_bytes());
-    body.extend_from_slice(&7_u64.to_le_bytes());
-    insert(&bed.sink, "u", &["k".to_owned(), "v".to_owned()], body, "a").await?;
-    ensure!(bed.one("SELECT v FROM {db}.u ORDER BY k").await? == "42\n7");
-    Ok(())
-}
-
-#[tokio::test]
 async fn missing_things_pause_with_their_reason() -> Result<()> {
     let bed = Bed::new().await?;
     bed.table(100).await?;
-    let columns = ["part", "n", "s"].map(str::to_owned);
+    let columns = COLUMNS.map(str::to_owned);
 
     let error = insert(&bed.sink, "nope", &columns, block(0..1, 1), "a")
         .await
@@ -372,7 +109,7 @@ async fn a_user_with_insert_alone_can_insert_and_only_there() -> Result<()> {
         ..access(&clickhouse, "d")
     };
     let sink = Sink::new(&access)?;
-    let columns = ["part", "n", "s"].map(str::to_owned);
+    let columns = COLUMNS.map(str::to_owned);
     insert(&sink, "t", &columns, block(0..10, 1), "a").await?;
     let error = insert(&sink, "other", &columns, block(0..10, 1), "a")
         .await
@@ -386,68 +123,10 @@ async fn a_user_with_insert_alone_can_insert_and_only_there() -> Result<()> {
 }
 
 #[tokio::test]
-async fn load_and_partitions_are_told_apart() -> Result<()> {
-    // M10: code 252 means "wait" and "never".
-    let bed = Bed::new().await?;
-    bed.table(1_000).await?;
-    let error = bed.insert(block(0..150, 150), "a").await.expect_err("150 partitions");
-    ensure!((error.class, error.code) == (Class::Pause, Some(252)), "{error:?}");
-    ensure!(bed.count().await? == 0);
-
-    let bed = Bed::new().await?;
-    bed.one(
-        "CREATE TABLE {db}.t (part UInt8, n UInt64, s String) ENGINE = MergeTree ORDER BY n \
-         SETTINGS parts_to_delay_insert = 1, parts_to_throw_insert = 2, non_replicated_deduplication_window = 100",
-    )
-    .await?;
-    bed.one("SYSTEM STOP MERGES {db}.t").await?;
-    let mut refused = None;
-    for number in 0..5 {
-        if let Err(error) = bed.insert(block(number..number + 1, 1), &number.to_string()).await {
-            refused = Some(error);
-            break;
-        }
-    }
-    let error = refused.context("too many parts are refused")?;
-    ensure!((error.class, error.code, error.reason()) == (Class::Load, Some(252), reason::DESTINATION_OVERLOADED));
-    Ok(())
-}
-
-#[tokio::test]
-async fn a_view_that_throws_is_retried_under_the_token() -> Result<()> {
-    // M11: the source table has the rows by then; the retry fills the view and doubles nothing.
-    let bed = Bed::new().await?;
-    bed.table(100).await?;
-    bed.one(
-        "CREATE TABLE {db}.target (n UInt64) ENGINE = MergeTree ORDER BY n \
-         SETTINGS non_replicated_deduplication_window = 100",
-    )
-    .await?;
-    bed.one("CREATE TABLE {db}.switch (broken UInt8) ENGINE = Memory")
-        .await?;
-    bed.one("INSERT INTO {db}.switch VALUES (1)").await?;
-    bed.one(
-        "CREATE MATERIALIZED VIEW {db}.v TO {db}.target AS SELECT n FROM {db}.t \
-         WHERE throwIf((SELECT max(broken) FROM {db}.switch) = 1) = 0",
-    )
-    .await?;
-    let body = block(0..10, 1);
-    let error = bed.insert(body.clone(), "a").await.expect_err("the view throws");
-    ensure!((error.class, error.code) == (Class::Pause, Some(395)), "{error:?}");
-    bed.one("TRUNCATE TABLE {db}.switch").await?;
-    bed.one("INSERT INTO {db}.switch VALUES (0)").await?;
-    bed.insert(body.clone(), "a").await?;
-    bed.insert(body, "a").await?;
-    ensure!(bed.count().await? == 10);
-    ensure!(bed.one("SELECT count() FROM {db}.target").await? == "10");
-    Ok(())
-}
-
-#[tokio::test]
 async fn every_insert_states_its_settings() -> Result<()> {
     let bed = Bed::new().await?;
     bed.table(100).await?;
-    let columns = ["part", "n", "s"].map(str::to_owned);
+    let columns = COLUMNS.map(str::to_owned);
     let query_id = format!("settings-{}", ulid::Ulid::new());
     let insert = Insert {
         table: "t",
@@ -563,7 +242,7 @@ async fn a_server_that_is_down_is_retried_and_comes_back() -> Result<()> {
         )
         .await?;
     let sink = Sink::with_timeout(&access(&clickhouse, "d"), Duration::from_secs(3))?;
-    let columns = ["part", "n", "s"].map(str::to_owned);
+    let columns = COLUMNS.map(str::to_owned);
     let send = async |token: &str| insert(&sink, "t", &columns, block(0..10, 1), token).await;
     send("a").await?;
 
@@ -616,7 +295,7 @@ async fn connections_are_kept() -> Result<()> {
         endpoint,
         ..access(bed.clickhouse, &bed.database)
     })?;
-    let columns = ["part", "n", "s"].map(str::to_owned);
+    let columns = COLUMNS.map(str::to_owned);
     for number in 0..20 {
         insert(&sink, "t", &columns, block(number..number + 1, 1), &number.to_string()).await?;
     }

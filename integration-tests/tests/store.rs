@@ -3,14 +3,24 @@
 
 #[path = "store/bed.rs"]
 mod bed;
+#[path = "store/cancel.rs"]
+mod cancel;
 #[path = "store/concurrent.rs"]
 mod concurrent;
 #[path = "store/credentials.rs"]
 mod credentials;
+#[path = "store/events.rs"]
+mod events;
 #[path = "store/kill.rs"]
 mod kill;
+#[path = "store/leader.rs"]
+mod leader;
+#[path = "store/late.rs"]
+mod late;
 #[path = "store/pipes.rs"]
 mod pipes;
+#[path = "store/positions.rs"]
+mod positions;
 #[path = "store/protocol.rs"]
 mod protocol;
 
@@ -56,10 +66,24 @@ on_every_database!(
     protocol::refusals_change_nothing,
     protocol::a_reshard_waits_for_its_parents,
     protocol::a_listing_is_taken_in_once,
+    protocol::a_thousand_shards_end_at_once,
     protocol::at_least_once_moves_the_checkpoint_alone,
     protocol::committed_batches_are_remembered_for_a_while,
     protocol::a_wide_batch_goes_through,
     concurrent::one_of_many_grants_wins,
     concurrent::many_workers_keep_the_slices_apart,
     concurrent::creating_and_deleting_meet_working_lanes,
+    events::events_tell_what_was_done,
+    positions::a_reset_moves_fences_and_tells,
+    positions::another_stream_is_taken_with_its_own_shards,
+    positions::a_gap_is_passed_once_by_its_holder_only,
+    positions::what_is_complete_only_grows_and_is_inherited,
+    events::an_observation_is_told_once_and_old_events_go,
+    leader::one_leads_the_others_follow,
+    leader::a_leader_that_was_followed_changes_nothing,
+    leader::terms_never_fall_back,
+    leader::changes_are_counted_and_what_is_observed_is_replaced,
+    late::a_commit_after_half_of_the_seconds_is_flagged,
+    late::a_commit_after_half_of_the_blocks_is_flagged,
+    late::without_a_known_window_nothing_is_late,
 );

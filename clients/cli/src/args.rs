@@ -99,6 +99,16 @@ pub(crate) enum Pipe {
         #[arg(long, value_name = "COUNT")]
         until_records: Option<u64>,
     },
+    /// Show what happened to a pipe, newest first.
+    Events {
+        /// Pipe id or full name.
+        pipe: String,
+        /// At most this many.
+        #[arg(long, default_value_t = 50, value_name = "COUNT")]
+        limit: usize,
+    },
+    /// Move positions: read again, or skip. Stop the pipe first, or give up its open batches.
+    ResetPosition(Reset),
     /// Let a pipe move records.
     Start {
         /// Pipe id or full name.
@@ -117,6 +127,28 @@ pub(crate) enum Pipe {
         #[arg(long)]
         allow_missing: bool,
     },
+}
+
+/// Where to move which positions.
+#[derive(Debug, Args)]
+pub(crate) struct Reset {
+    /// Pipe id or full name.
+    pub(crate) pipe: String,
+    /// `trim-horizon`, `latest`, a time such as 2026-11-22T12:00:00Z, or the sequence number to go on after.
+    #[arg(long, value_name = "PLACE", required_unless_present = "adopt_stream")]
+    pub(crate) to: Option<String>,
+    /// A shard to move; may be given more than once. Without it: all that Kinesis still has.
+    #[arg(long, value_name = "ID")]
+    pub(crate) shard: Vec<String>,
+    /// Show what would happen, change nothing.
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// Give up open batches: their rows may be in the table or not, and may come again.
+    #[arg(long)]
+    pub(crate) abandon_open_batches: bool,
+    /// Take the stream that was created anew under the name, from its oldest record.
+    #[arg(long, conflicts_with_all = ["to", "shard"])]
+    pub(crate) adopt_stream: bool,
 }
 
 #[derive(Debug, Subcommand)]
@@ -177,4 +209,16 @@ pub(crate) enum CredentialKind {
         #[arg(long, value_name = "FILE")]
         password_file: Option<PathBuf>,
     },
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_commands_fit_together() {
+        Cli::command().debug_assert();
+    }
 }

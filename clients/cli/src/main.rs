@@ -4,10 +4,12 @@
 mod args;
 mod client;
 mod credential;
+mod events;
 mod exit;
 mod manifest;
 mod output;
 mod pipe;
+mod reset;
 mod standalone;
 mod watch;
 

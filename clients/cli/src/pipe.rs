@@ -6,11 +6,11 @@ use millrace_proto::api::v1::{self as api, DesiredState, PipeState, PipeView, Sh
 
 use crate::{
     args::{Connection, Pipe},
-    client,
+    client, events,
     exit::Error,
     manifest,
     output::{self, Format},
-    watch,
+    reset, watch,
 };
 
 /// Full name of the message.
@@ -28,6 +28,8 @@ pub(crate) async fn run(connection: &Connection, command: Pipe) -> Result<(), Er
             interval,
             until_records,
         } => watch::run(connection, &pipe, interval, until_records).await,
+        Pipe::Events { pipe, limit } => events::run(connection, &pipe, limit).await,
+        Pipe::ResetPosition(given) => reset::run(connection, given).await,
         Pipe::Start { pipe } => set_desired(connection, &pipe, DesiredState::Running).await,
         Pipe::Stop { pipe } => set_desired(connection, &pipe, DesiredState::Stopped).await,
         Pipe::Delete { pipe, allow_missing } => delete(connection, &pipe, allow_missing).await,

@@ -3,7 +3,7 @@
 use millrace_common::error::{ApiError, Retry};
 use tonic::Code;
 
-use crate::{destination, discovery, store};
+use crate::{destination, discovery, protocol::Refusal, store};
 
 /// The name is taken.
 pub(super) const ALREADY_EXISTS: &str = "ALREADY_EXISTS";
@@ -44,6 +44,7 @@ pub(super) fn of_store(error: &store::Error) -> ApiError {
         }
         Error::InUse { name, pipes } => in_use(name, pipes),
         Error::EtagMismatch { .. } => etag_mismatch(),
+        Error::Refused { reason } => refused(reason),
         Error::Unavailable(_) => {
             tracing::warn!(error = error as &dyn std::error::Error, "the database is not available");
             ApiError::unavailable(STORE_UNAVAILABLE, "the database is not available: try again")
@@ -56,6 +57,21 @@ pub(super) fn of_store(error: &store::Error) -> ApiError {
         }
         _ => ApiError::internal(error),
     }
+}
+
+/// Why positions cannot be moved.
+fn refused(refusal: &Refusal) -> ApiError {
+    let message = match refusal {
+        Refusal::OpenBatches { .. } => format!(
+            "{refusal}: stop the pipe, wait until it is STOPPED, and try again; or set abandon_open_batches, after which \
+             their rows may be in the table or not, and may come again"
+        ),
+        Refusal::TornBatch { batch, other, .. } => {
+            format!("the open batch {batch} also covers {other}: reset that shard as well, or stop the pipe first")
+        }
+        _ => refusal.to_string(),
+    };
+    ApiError::new(Code::FailedPrecondition, refusal.code(), message)
 }
 
 fn in_use(name: &millrace_common::ids::CredentialName, pipes: &[millrace_common::ids::PipeName]) -> ApiError {

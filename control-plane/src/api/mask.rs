@@ -43,9 +43,7 @@ pub(super) fn apply(
     update: &proto::Pipe,
     mask: Option<&FieldMask>,
 ) -> Result<proto::Pipe, ApiError> {
-    let descriptor = DESCRIPTOR_POOL
-        .get_message_by_name("millrace.api.v1.Pipe")
-        .ok_or_else(|| ApiError::new(tonic::Code::Internal, "INTERNAL", "the pipe message is not described"))?;
+    let descriptor = pipe_descriptor()?;
     let mut target = dynamic(&descriptor, stored)?;
     let source = dynamic(&descriptor, update)?;
     let paths = mask.map(|mask| mask.paths.as_slice()).unwrap_or_default();
@@ -69,6 +67,48 @@ pub(super) fn apply(
         }
     }
     target.transcode_to().map_err(|error| ApiError::internal(&error))
+}
+
+/// Paths of the fields that users write and that differ, as a mask would name them.
+pub(super) fn changed(before: &proto::Pipe, after: &proto::Pipe) -> Result<Vec<String>, ApiError> {
+    let descriptor = pipe_descriptor()?;
+    let (before, after) = (dynamic(&descriptor, before)?, dynamic(&descriptor, after)?);
+    let mut paths = Vec::new();
+    for root in WRITABLE {
+        if let Some(field) = descriptor.get_field_by_name(root) {
+            differences(&before, &after, &field, "", &mut paths);
+        }
+    }
+    Ok(paths)
+}
+
+fn differences(
+    before: &DynamicMessage,
+    after: &DynamicMessage,
+    field: &prost_reflect::FieldDescriptor,
+    prefix: &str,
+    paths: &mut Vec<String>,
+) {
+    let (old, new) = (before.get_field(field), after.get_field(field));
+    if old == new && before.has_field(field) == after.has_field(field) {
+        return;
+    }
+    let path = format!("{prefix}{}", field.name());
+    let descend = !field.is_list() && !field.is_map() && is_own_message(&field.kind());
+    if let (true, Some(old), Some(new)) = (descend, old.as_message(), new.as_message()) {
+        let prefix = format!("{path}.");
+        for field in old.descriptor().fields() {
+            differences(old, new, &field, &prefix, paths);
+        }
+        return;
+    }
+    paths.push(path);
+}
+
+fn pipe_descriptor() -> Result<MessageDescriptor, ApiError> {
+    DESCRIPTOR_POOL
+        .get_message_by_name("millrace.api.v1.Pipe")
+        .ok_or_else(|| ApiError::new(tonic::Code::Internal, "INTERNAL", "the pipe message is not described"))
 }
 
 fn dynamic(descriptor: &MessageDescriptor, pipe: &proto::Pipe) -> Result<DynamicMessage, ApiError> {
@@ -274,6 +314,26 @@ mod tests {
             mask(&["name", "uid", "revision", "status.state", "etag"]).as_ref(),
         );
         assert_eq!(merged.unwrap(), stored());
+    }
+
+    #[test]
+    fn differences_are_named_as_a_mask_would() {
+        assert_eq!(changed(&stored(), &stored()).unwrap(), Vec::<String>::new());
+        let mut after = stored();
+        after.display_name = "new".into();
+        after.annotations.insert("b".into(), "2".into());
+        after.settings.as_mut().unwrap().max_insert_wait = None;
+        after.destination.as_mut().unwrap().columns.clear();
+        after.desired_state = 2;
+        after.revision = 9;
+        let expected = [
+            "display_name",
+            "annotations",
+            "destination.columns",
+            "settings.max_insert_wait",
+            "desired_state",
+        ];
+        assert_eq!(changed(&stored(), &after).unwrap(), expected);
     }
 
     #[test]

@@ -1,11 +1,9 @@
 //! Pages of a listing. A token is sealed, so that nobody can make one, use one of another listing, or read what is in it.
 
+use std::{fmt::Display, str::FromStr};
+
 use base64_simd::URL_SAFE_NO_PAD;
-use millrace_common::{
-    crypto::Sealer,
-    error::ApiError,
-    ids::{Label, ProjectName},
-};
+use millrace_common::{crypto::Sealer, error::ApiError};
 
 use super::errors::INVALID_PAGE_TOKEN;
 
@@ -18,26 +16,26 @@ const MAX_TOKEN_LENGTH: usize = 512;
 
 /// One page that was asked for.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Page {
+pub(super) struct Page<T> {
     /// Entries.
     pub(super) size: u32,
     /// The last entry of the page before.
-    pub(super) after: Option<Label>,
+    pub(super) after: Option<T>,
 }
 
 /// Which listing a token belongs to.
-fn context(listing: &str, parent: &ProjectName) -> String {
+fn context(listing: &str, parent: &impl Display) -> String {
     format!("page/{listing}/{parent}")
 }
 
 /// Reads size and token of a request for `listing` of `parent`.
-pub(super) fn parse(
+pub(super) fn parse<T: FromStr>(
     sealer: &Sealer,
     listing: &str,
-    parent: &ProjectName,
+    parent: &impl Display,
     size: i32,
     token: &str,
-) -> Result<Page, ApiError> {
+) -> Result<Page<T>, ApiError> {
     let size = match u32::try_from(size) {
         Ok(0) => DEFAULT_SIZE,
         Ok(size) => size.min(MAX_SIZE),
@@ -56,7 +54,7 @@ pub(super) fn parse(
     })
 }
 
-fn open(sealer: &Sealer, context: &str, token: &str) -> Option<Label> {
+fn open<T: FromStr>(sealer: &Sealer, context: &str, token: &str) -> Option<T> {
     if token.len() > MAX_TOKEN_LENGTH {
         return None;
     }
@@ -66,16 +64,24 @@ fn open(sealer: &Sealer, context: &str, token: &str) -> Option<Label> {
 }
 
 /// The token of the page after the entry `last`.
-pub(super) fn token(sealer: &Sealer, listing: &str, parent: &ProjectName, last: &Label) -> Result<String, ApiError> {
+pub(super) fn token(
+    sealer: &Sealer,
+    listing: &str,
+    parent: &impl Display,
+    last: &impl Display,
+) -> Result<String, ApiError> {
     let sealed = sealer
-        .seal(&context(listing, parent), last.as_str().as_bytes())
+        .seal(&context(listing, parent), last.to_string().as_bytes())
         .map_err(|error| ApiError::internal(&error))?;
     Ok(URL_SAFE_NO_PAD.encode_to_string(sealed))
 }
 
 #[cfg(test)]
 mod tests {
-    use millrace_common::crypto::KEY_LEN;
+    use millrace_common::{
+        crypto::KEY_LEN,
+        ids::{Label, ProjectName},
+    };
 
     use super::*;
 
@@ -104,7 +110,7 @@ mod tests {
         let flipped = String::from_utf8(flipped).unwrap();
         let other_key = Sealer::new(&[2; KEY_LEN]).unwrap();
         for refused in [
-            parse(&sealer, "pipes", &b, 7, &token),
+            parse::<Label>(&sealer, "pipes", &b, 7, &token),
             parse(&sealer, "credentials", &a, 7, &token),
             parse(&other_key, "pipes", &a, 7, &token),
             parse(&sealer, "pipes", &a, 7, &flipped),
@@ -118,8 +124,8 @@ mod tests {
     #[test]
     fn sizes_are_coerced_down() {
         let sealer = Sealer::new(&[1; KEY_LEN]).unwrap();
-        let project = "projects/a".parse().unwrap();
-        let size = |size| parse(&sealer, "pipes", &project, size, "").map(|page| page.size);
+        let project: ProjectName = "projects/a".parse().unwrap();
+        let size = |size| parse::<Label>(&sealer, "pipes", &project, size, "").map(|page| page.size);
         assert_eq!(size(0), Ok(DEFAULT_SIZE));
         assert_eq!(size(1), Ok(1));
         assert_eq!(size(1_000_000_000), Ok(MAX_SIZE));

@@ -7,8 +7,8 @@ use millrace_common::{
 };
 use millrace_proto::api::v1::{
     CreatePipeRequest, CreatePipeResponse, DeletePipeRequest, DeletePipeResponse, GetPipeRequest, GetPipeResponse,
-    ListPipesRequest, ListPipesResponse, UpdatePipeRequest, UpdatePipeResponse, WatchPipeRequest,
-    pipe_service_server::PipeService,
+    ListPipeEventsRequest, ListPipeEventsResponse, ListPipesRequest, ListPipesResponse, ResetPositionRequest,
+    ResetPositionResponse, UpdatePipeRequest, UpdatePipeResponse, WatchPipeRequest, pipe_service_server::PipeService,
 };
 use tonic::{Request, Response, Status};
 
@@ -23,6 +23,7 @@ use super::{
 use crate::{
     destination::Mode,
     discovery::lineage,
+    events::USER,
     store::{NewPipe, PipeSnapshot, ShardPhase, StoredPipe, StoredShard, Totals},
 };
 
@@ -123,6 +124,20 @@ impl PipeService for Api {
             permit,
         )))
     }
+
+    async fn list_pipe_events(
+        &self,
+        request: Request<ListPipeEventsRequest>,
+    ) -> Result<Response<ListPipeEventsResponse>, Status> {
+        Ok(Response::new(self.events(request.get_ref()).await?))
+    }
+
+    async fn reset_position(
+        &self,
+        request: Request<ResetPositionRequest>,
+    ) -> Result<Response<ResetPositionResponse>, Status> {
+        Ok(Response::new(Box::pin(self.reset(request.get_ref())).await?))
+    }
 }
 
 impl Api {
@@ -205,7 +220,11 @@ impl Api {
         if request.validate_only {
             return Ok(planned(new, now));
         }
-        let stored = self.store.create_pipe(new).await.map_err(|error| of_store(&error))?;
+        let stored = self
+            .store
+            .create_pipe_by(new, USER)
+            .await
+            .map_err(|error| of_store(&error))?;
         tracing::info!(pipe = %stored.name, uid = %stored.uid, "pipe created");
         self.note_change();
         self.snapshot(stored.uid, &stored.name).await
@@ -228,6 +247,7 @@ fn planned(new: NewPipe, now: jiff::Timestamp) -> PipeSnapshot {
         frontier: shard.start,
         open_batches: 0,
         committed_batches: 0,
+        complete_until: None,
     });
     PipeSnapshot {
         shards: shards.collect(),

@@ -125,7 +125,7 @@ impl Api {
         }
     }
 
-    async fn secret(&self, name: &CredentialName) -> Result<Option<CredentialSecret>, ApiError> {
+    pub(super) async fn secret(&self, name: &CredentialName) -> Result<Option<CredentialSecret>, ApiError> {
         self.store
             .credential_secret(name)
             .await

@@ -2,7 +2,7 @@
 
 use millrace_common::{
     error::ApiError,
-    pipe::{PipeSpec, ResolvedSpec, StartPosition, StreamRef},
+    pipe::{DesiredState, PipeSpec, ResolvedSpec, StartPosition, StreamRef},
 };
 use millrace_proto::api::v1 as proto;
 
@@ -15,6 +15,7 @@ use super::{
 use crate::{
     destination::Mode,
     discovery,
+    events::{NewEvent, Severity, USER, kind},
     store::{self, PipeChange, PipeSnapshot, StoredPipe},
 };
 
@@ -109,6 +110,7 @@ impl Api {
         if request.validate_only {
             return Ok(Applied::Planned(Box::new(planned(stored, change))));
         }
+        change.events = events(stored, &change)?;
         match self.store.update_pipe(stored.uid, Some(&stored.etag), change).await {
             Ok(_) => {}
             Err(store::Error::EtagMismatch { .. }) => return Ok(Applied::Outrun),
@@ -144,6 +146,26 @@ fn planned(stored: &StoredPipe, change: PipeChange) -> StoredPipe {
     pipe
 }
 
+/// What to tell of a change.
+fn events(stored: &StoredPipe, change: &PipeChange) -> Result<Vec<NewEvent>, ApiError> {
+    let mut events = Vec::new();
+    if let Some((spec, _)) = &change.spec {
+        let fields = mask::changed(&output::specification(&stored.spec), &output::specification(spec))?;
+        let fields = fields.join(",");
+        let event = NewEvent::new(kind::PIPE_UPDATED, Severity::Info, format!("changed: {fields}"))
+            .by(USER)
+            .with("fields", &fields)
+            .with("revision", stored.revision.next());
+        events.push(event);
+    }
+    let desired = change.desired.map(|desired| match desired {
+        DesiredState::Running => (kind::PIPE_STARTED, "the pipe is to run"),
+        DesiredState::Stopped => (kind::PIPE_STOPPED, "the pipe is to stop"),
+    });
+    events.extend(desired.map(|(kind, message)| NewEvent::new(kind, Severity::Info, message).by(USER)));
+    Ok(events)
+}
+
 /// Positions are places in one stream, counted from one start: with another of either they would mean nothing.
 fn check_immutable(stored: &StoredPipe, new: &PipeSpec) -> Result<(), ApiError> {
     let mut violations = Violations::new();
@@ -172,6 +194,12 @@ fn check_immutable(stored: &StoredPipe, new: &PipeSpec) -> Result<(), ApiError> 
         violations.add(
             field,
             "cannot be changed: the pipe has begun where it said; create a new pipe to begin elsewhere",
+        );
+    }
+    if new.end != old.end {
+        violations.add(
+            "pipe.source.kinesis.end_timestamp",
+            "cannot be changed: shards may have ended there already; create a new pipe to end elsewhere",
         );
     }
     violations.finish().map_err(|error| error.with_reason(IMMUTABLE_FIELD))

@@ -40,6 +40,13 @@ impl Api {
         let runtime = self.coordinator.runtime(snapshot.pipe.uid);
         pipe(snapshot, &runtime, self.coordinator.workers().len(), view)
     }
+
+    /// What a stored pipe is doing now.
+    pub(super) fn status(&self, snapshot: &PipeSnapshot) -> Status {
+        let runtime = self.coordinator.runtime(snapshot.pipe.uid);
+        let workers = self.coordinator.workers().len();
+        lifecycle::status(snapshot.pipe.desired, &observed(snapshot, &runtime, workers))
+    }
 }
 
 /// A pipe that is stored, or would be.
@@ -94,6 +101,8 @@ fn observed(snapshot: &PipeSnapshot, runtime: &PipeRuntime, workers: usize) -> O
         held: readable().filter(|shard| shard.owner.is_some()).count(),
         ever_held: snapshot.shards.iter().filter(|shard| shard.epoch.0 > 0).count(),
         workers,
+        completed: snapshot.pipe.spec.source.end.is_some()
+            && snapshot.shards.iter().all(|shard| shard.state == ShardPhase::Finished),
     }
 }
 
@@ -132,6 +141,7 @@ fn state(state: State) -> proto::PipeState {
         State::Stopping => proto::PipeState::Stopping,
         State::Stopped => proto::PipeState::Stopped,
         State::Failed => proto::PipeState::Failed,
+        State::Completed => proto::PipeState::Completed,
     }
 }
 
@@ -157,5 +167,6 @@ fn shard(stored: &StoredShard, runtime: Option<&ShardRuntime>) -> proto::ShardSt
         lag: held.and(runtime).and_then(|runtime| runtime.lag).map(output::duration),
         open_batches: stored.open_batches,
         parent_shard_ids: stored.parents.iter().map(ToString::to_string).collect(),
+        complete_until_time: stored.complete_until.map(output::timestamp),
     }
 }

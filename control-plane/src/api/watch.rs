@@ -57,6 +57,11 @@ impl Stored {
     pub(super) fn tick(&self) {
         self.0.send_modify(|count| *count += 1);
     }
+
+    /// Ticks from now on.
+    pub(super) fn ticks(&self) -> watch::Receiver<u64> {
+        self.0.subscribe()
+    }
 }
 
 /// The interval in a request.

@@ -7,9 +7,10 @@ use std::{
     time::Duration,
 };
 
+use jiff::Timestamp;
 use millrace_common::{
     batch::OpenBatch,
-    ids::{Epoch, PipeUid, Revision, ShardId, WorkerId, WorkerInstance},
+    ids::{BatchId, Epoch, PipeUid, Revision, ShardId, WorkerId, WorkerInstance},
     pipe::DesiredState,
     position::Position,
     reason,
@@ -73,8 +74,9 @@ pub(super) struct ShardState {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Content {
     pub(super) start: Position,
-    /// Until the holder has reported the shard; then it knows better.
-    pub(super) batches: Vec<OpenBatch>,
+    pub(super) complete_until: Option<Timestamp>,
+    /// Open batches that cover the shard, by id and revision. Until the holder has reported the shard; then it knows better.
+    pub(super) batches: Vec<(BatchId, Revision)>,
 }
 
 impl Default for ShardState {
@@ -116,11 +118,20 @@ impl PipeState {
         self.pipe = pipe;
         self.lineage = Lineage::default();
         self.stored.clear();
+        let mut batches: BTreeMap<&ShardId, Vec<(BatchId, Revision)>> = BTreeMap::new();
+        for batch in &open_batches {
+            for slice in &batch.slices {
+                batches
+                    .entry(&slice.shard)
+                    .or_default()
+                    .push((batch.id, batch.revision));
+            }
+        }
         for stored in shards {
             self.lineage
                 .insert(stored.id.clone(), stored.parents.clone(), stored.state);
             let shard = self.shards.entry(stored.id.clone()).or_default();
-            shard.merge(&stored, &open_batches, now, ttl);
+            shard.merge(&stored, batches.get(&stored.id).map_or(&[], Vec::as_slice), now, ttl);
             self.stored.insert(stored.id.clone(), stored);
         }
         self.shards.retain(|id, _| self.stored.contains_key(id));
@@ -263,7 +274,7 @@ impl PipeState {
             .filter_map(|shard| shard.content.as_ref())
             .flat_map(|c| &c.batches);
         batches
-            .map(|batch| batch.revision)
+            .map(|(_, revision)| *revision)
             .filter(|revision| *revision != self.pipe.revision)
             .collect()
     }
@@ -275,7 +286,7 @@ fn lease_epoch(shard: &ShardState, stored: &StoredShard) -> Epoch {
 }
 
 impl ShardState {
-    fn merge(&mut self, stored: &StoredShard, open_batches: &[OpenBatch], now: Instant, ttl: Duration) {
+    fn merge(&mut self, stored: &StoredShard, batches: &[(BatchId, Revision)], now: Instant, ttl: Duration) {
         let known = |lease: &Lease, owner: &WorkerInstance| lease.epoch == stored.epoch && lease.holder == *owner;
         match (&stored.owner, &self.lease) {
             (Some(owner), Some(lease)) if known(lease, owner) => {}
@@ -291,11 +302,10 @@ impl ShardState {
             }
         }
         if self.lease.is_some() && self.content.is_none() {
-            let covers = |batch: &&OpenBatch| batch.slices.iter().any(|slice| slice.shard == stored.id);
-            let batches = open_batches.iter().filter(covers).cloned().collect();
             self.content = Some(Content {
                 start: stored.frontier.clone(),
-                batches,
+                complete_until: stored.complete_until,
+                batches: batches.to_vec(),
             });
         }
     }

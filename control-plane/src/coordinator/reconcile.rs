@@ -2,35 +2,43 @@
 
 use std::{collections::BTreeMap, future::Future, sync::Arc, time::Duration};
 
-use millrace_common::ids::{Epoch, PipeUid, ShardId, WorkerId, WorkerInstance};
+use millrace_common::{
+    fail_point,
+    ids::{Epoch, PipeUid, ShardId, WorkerId, WorkerInstance},
+};
 use tokio::time::{Instant, timeout};
 
 use super::{
     Nudges, Options, Shared,
+    gaps::Gaps,
     pipe::PipeState,
     sets::{self, Offered},
     spec,
-    world::{Finished, World},
+    world::World,
 };
 use crate::{
+    leader::Tenure,
     scheduler::plan::{Action, Snapshot, plan},
     sessions::WorkerSeen,
-    store::{Error, PipeSnapshot, Store},
+    store::{Error, PipeSnapshot, ShardEnd, Store},
 };
 
 /// Passes of one round. Each does all it can see; three are enough for a takeover. What is left comes with the next round.
 const MAX_PASSES: usize = 8;
-/// A store that does not answer for this long is as good as down. Reports are noted meanwhile, so no lease suffers.
-const STORE_DEADLINE: Duration = Duration::from_secs(5);
+/// A store that does not answer for this long is as good as down. Reports are noted meanwhile, so no lease suffers. Giving up
+/// a write that would have ended, such as one that finishes a thousand shards on a busy machine, would only begin it anew.
+const STORE_DEADLINE: Duration = Duration::from_secs(20);
 
 /// The reconciler with all it knows.
 pub(super) struct Reconciler {
     store: Store,
     options: Options,
     shared: Arc<Shared>,
+    tenure: Tenure,
     world: World,
     offered: Offered,
     balance: Balance,
+    gaps: Gaps,
     refreshed: Option<Instant>,
     observed: Option<Instant>,
     /// The store does not answer; logged when it changes.
@@ -54,14 +62,16 @@ struct Topology {
 }
 
 impl Reconciler {
-    pub(super) fn new(store: Store, options: Options, shared: Arc<Shared>) -> Self {
+    pub(super) fn new(store: Store, options: Options, shared: Arc<Shared>, tenure: Tenure) -> Self {
         Self {
             store,
             options,
             shared,
+            tenure,
             world: World::default(),
             offered: Offered::new(),
             balance: Balance::default(),
+            gaps: Gaps::default(),
             refreshed: None,
             observed: None,
             down: false,
@@ -71,7 +81,12 @@ impl Reconciler {
 
     /// Forgets everything that can be read or observed again.
     pub(super) fn start_over(&mut self) {
-        *self = Self::new(self.store.clone(), self.options.clone(), self.shared.clone());
+        *self = Self::new(
+            self.store.clone(),
+            self.options.clone(),
+            self.shared.clone(),
+            self.tenure.clone(),
+        );
     }
 
     /// One round. Says when the next one is due at the latest, if something ends before the period does.
@@ -80,7 +95,8 @@ impl Reconciler {
         self.failed = false;
         for _ in 0..MAX_PASSES {
             self.read().await;
-            if !self.world.loaded {
+            // A process that was frozen finds all leases run out: what it believes is no reason to do anything.
+            if !self.world.loaded || self.tenure.is_over() {
                 return None;
             }
             let now = Instant::now();
@@ -90,7 +106,9 @@ impl Reconciler {
                 .replace(now)
                 .map_or(Duration::ZERO, |at| now.duration_since(at));
             let finished = self.world.observe(&seen, now, since_last, &self.options);
-            let mut changed = self.finish(finished).await;
+            let mut changed = Box::pin(self.finish(finished)).await;
+            changed |= Box::pin(self.look_at_gaps(&seen, now)).await;
+            Box::pin(self.note_complete(&seen, now)).await;
             let picture = self.picture(&seen, now);
             changed |= self.execute(plan(&picture), now).await;
             if picture.rebalance && self.world.is_settled() {
@@ -102,6 +120,9 @@ impl Reconciler {
             if !changed || self.failed {
                 break;
             }
+        }
+        if self.tenure.is_over() {
+            return None;
         }
         self.publish();
         self.world.next_deadline(Instant::now(), &self.options)
@@ -201,24 +222,27 @@ impl Reconciler {
         picture
     }
 
-    /// Marks shards as finished and stores their children. Whether anything was done.
-    async fn finish(&mut self, finished: Vec<Finished>) -> bool {
+    /// Marks shards as finished and stores their children, all of a pipe at once. Whether anything was done.
+    async fn finish(&mut self, finished: BTreeMap<PipeUid, Vec<ShardEnd>>) -> bool {
         let mut changed = false;
-        for Finished {
-            pipe,
-            shard,
-            epoch,
-            children,
-        } in finished
-        {
+        for (pipe, ends) in finished {
+            fail_point!("control.finish.before");
             let done = self
-                .ask_or_refuse(self.store.clone().finish_shard(pipe, &shard, epoch, &children))
+                .ask_or_refuse(Box::pin(self.store.clone().finish_shards(pipe, &ends)))
                 .await;
-            // Refused: someone else has the shard, or the worker is wrong about it.
+            fail_point!("control.finish.after");
             self.set_stale(pipe);
-            let Some(opened) = done else { continue };
-            tracing::info!(%pipe, %shard, children = children.len(), opened = opened.len(), "shard finished");
-            changed = true;
+            for (end, done) in ends.iter().zip(done.into_iter().flatten()) {
+                let (shard, children) = (&end.shard, end.children.len());
+                match done {
+                    Ok(opened) => {
+                        tracing::info!(%pipe, %shard, children, opened = opened.len(), "shard finished");
+                        changed = true;
+                    }
+                    // Someone else has the shard, or the worker is wrong about it.
+                    Err(reason) => tracing::info!(%pipe, %shard, reason = reason.code(), "not finished: {reason}"),
+                }
+            }
         }
         changed
     }
@@ -237,6 +261,7 @@ impl Reconciler {
     }
 
     async fn expire(&mut self, uid: PipeUid, shards: &[(ShardId, Epoch)], now: Instant) -> bool {
+        fail_point!("control.release.before");
         if self
             .ask_or_refuse(self.store.clone().release(uid, shards))
             .await
@@ -244,6 +269,7 @@ impl Reconciler {
         {
             return false;
         }
+        fail_point!("control.release.after");
         let Some(pipe) = self.world.pipes.get_mut(&uid) else {
             return false;
         };
@@ -270,7 +296,9 @@ impl Reconciler {
     }
 
     async fn grant(&mut self, uid: PipeUid, to: &WorkerInstance, shards: &[(ShardId, Epoch)], now: Instant) -> bool {
+        fail_point!("control.grant.before");
         let granted = self.ask_or_refuse(self.store.clone().grant(uid, shards, to)).await;
+        fail_point!("control.grant.after");
         let ttl = self.options.lease_ttl;
         let Some(pipe) = self.world.pipes.get_mut(&uid) else {
             return false;
@@ -292,8 +320,8 @@ impl Reconciler {
             sets::offer(&mut self.world, &seen, &mut self.offered, &self.shared.registry);
         }
         let view = self.world.view(&seen);
-        if **self.shared.published.read() != view {
-            *self.shared.published.write() = Arc::new(view);
+        if self.shared.published.read().as_deref() != Some(&view) {
+            *self.shared.published.write() = Some(Arc::new(view));
             self.shared.changed.send_modify(|version| *version += 1);
         }
         for worker in seen.iter().filter(|worker| !worker.connected) {
@@ -301,6 +329,46 @@ impl Reconciler {
             if over && !self.world.leases().any(|lease| lease.holder == worker.instance) {
                 tracing::info!(worker = %worker.instance, departed = worker.departed, "worker gone");
                 self.shared.registry.forget(&worker.instance);
+            }
+        }
+    }
+
+    /// Tells of gaps that workers stand before, and goes on behind them where a pipe is to. Whether anything was done.
+    async fn look_at_gaps(&mut self, seen: &BTreeMap<WorkerId, WorkerSeen>, now: Instant) -> bool {
+        let mut changed = false;
+        for found in self.gaps.due(&self.world, seen, now) {
+            let (uid, event) = (found.pipe, found.event());
+            let done = if found.resume {
+                self.ask_or_refuse(Box::pin(self.store.clone().resume(uid, &found.gap, &event)))
+                    .await
+            } else {
+                self.ask_or_refuse(self.store.clone().append_event(uid, &event)).await
+            };
+            if done.is_some() && !found.resume {
+                self.gaps.told(&found);
+            }
+            if done == Some(true) {
+                tracing::warn!(pipe = %uid, shard = %found.gap.shard, resumed = found.resume, "data gap: {}", event.message);
+            }
+            if done == Some(true) && found.resume {
+                self.set_stale(uid);
+                changed = true;
+            }
+        }
+        changed
+    }
+
+    /// Stores up to when shards are complete, now and then.
+    async fn note_complete(&mut self, seen: &BTreeMap<WorkerId, WorkerSeen>, now: Instant) {
+        for (uid, shards) in self.gaps.advanced(&self.world, seen, now) {
+            let noted = self.ask_or_refuse(self.store.clone().note_complete(uid, &shards)).await;
+            let Some(pipe) = self.world.pipes.get_mut(&uid).filter(|_| noted.is_some()) else {
+                continue;
+            };
+            for (id, _, time) in shards {
+                if let Some(stored) = pipe.stored.get_mut(&id) {
+                    stored.complete_until = stored.complete_until.max(Some(time));
+                }
             }
         }
     }
@@ -343,6 +411,11 @@ impl Reconciler {
             Ok(Ok(answer)) => Some(answer),
             Ok(Err(Error::Refused { reason })) => {
                 tracing::info!(reason = reason.code(), "the store refused: {reason}");
+                None
+            }
+            Ok(Err(error @ Error::Fenced { .. })) => {
+                tracing::info!(%error, "nothing is changed any more");
+                self.failed = true;
                 None
             }
             Ok(Err(Error::PipeNotFound { uid })) => {

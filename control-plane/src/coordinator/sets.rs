@@ -54,7 +54,7 @@ pub(super) fn offer(world: &mut World, seen: &[WorkerSeen], offered: &mut Offere
 
 fn key(world: &World, worker: &WorkerSeen) -> Key {
     let mut key = Key::new();
-    if worker.leaving {
+    if worker.leaving.is_some() {
         return key;
     }
     for (uid, pipe) in &world.pipes {
@@ -83,7 +83,7 @@ fn is_ready(pipe: &PipeState, content: &Content) -> bool {
     content
         .batches
         .iter()
-        .all(|b| current == Some(b.revision.0) || pipe.replay_specs.contains_key(&b.revision))
+        .all(|(_, revision)| current == Some(revision.0) || pipe.replay_specs.contains_key(revision))
 }
 
 fn lane(pipe: &PipeState, shards: &BTreeMap<ShardId, Epoch>) -> v1::Lane {
@@ -93,7 +93,7 @@ fn lane(pipe: &PipeState, shards: &BTreeMap<ShardId, Epoch>) -> v1::Lane {
         .collect();
     let wanted: BTreeSet<BatchId> = contents
         .iter()
-        .flat_map(|(_, _, c)| c.batches.iter().map(|b| b.id))
+        .flat_map(|(_, _, c)| c.batches.iter().map(|(id, _)| *id))
         .collect();
     // In the order of the store: oldest first.
     let open: Vec<_> = pipe
@@ -118,7 +118,7 @@ fn lane(pipe: &PipeState, shards: &BTreeMap<ShardId, Epoch>) -> v1::Lane {
             .collect(),
         shards: contents
             .iter()
-            .map(|(id, epoch, c)| convert::assigned_shard(id, *epoch, &c.start))
+            .map(|(id, epoch, c)| convert::assigned_shard(id, *epoch, &c.start, c.complete_until))
             .collect(),
         open_batches: open.into_iter().map(convert::open_batch).collect(),
     }

@@ -117,7 +117,7 @@ pub(super) fn workers(seen: &[WorkerSeen], now: Timestamp) -> Vec<WorkerInfo> {
         shards: worker.report.lanes.values().map(|lane| lane.shards.len()).sum(),
     };
     seen.iter()
-        .filter(|worker| worker.connected && !worker.leaving)
+        .filter(|worker| worker.connected && worker.leaving.is_none())
         .map(info)
         .collect()
 }

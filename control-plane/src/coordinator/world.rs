@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use millrace_common::ids::{Epoch, PipeUid, ShardId, WorkerId};
+use millrace_common::ids::{PipeUid, ShardId, WorkerId};
 use tokio::time::Instant;
 
 use super::{Options, pipe::PipeState, status};
@@ -14,7 +14,7 @@ use crate::{
         plan::{Snapshot, WorkerView},
     },
     sessions::WorkerSeen,
-    store::{NewShard, PipeSnapshot},
+    store::{PipeSnapshot, ShardEnd},
 };
 
 /// Time over which measured rates are averaged: placement is not to follow every burst.
@@ -25,15 +25,6 @@ pub(super) struct World {
     /// The store has been read at least once.
     pub(super) loaded: bool,
     pub(super) pipes: BTreeMap<PipeUid, PipeState>,
-}
-
-/// A shard that its holder has read to its end.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Finished {
-    pub(super) pipe: PipeUid,
-    pub(super) shard: ShardId,
-    pub(super) epoch: Epoch,
-    pub(super) children: Vec<NewShard>,
 }
 
 impl World {
@@ -55,14 +46,14 @@ impl World {
         now: Instant,
         since_last: Duration,
         options: &Options,
-    ) -> Vec<Finished> {
-        let mut finished = Vec::new();
+    ) -> BTreeMap<PipeUid, Vec<ShardEnd>> {
+        let mut finished: BTreeMap<PipeUid, Vec<ShardEnd>> = BTreeMap::new();
         let share = 1.0 - (-since_last.as_secs_f64() / RATE_WINDOW.as_secs_f64()).exp();
         for (uid, pipe) in &mut self.pipes {
             for (id, shard) in &mut pipe.shards {
                 let Some(lease) = &mut shard.lease else { continue };
                 let worker = seen.get(&lease.holder.worker);
-                shard.ended = judge(lease, worker, *uid, id, options.lease_ttl)
+                shard.ended = judge(lease, worker, *uid, id, now, options.lease_ttl)
                     .or_else(|| lease.tick(now, options.release_deadline));
                 let held = lease.stage == Stage::Held;
                 if let (true, Some(content)) = (held, &mut shard.content) {
@@ -77,8 +68,7 @@ impl World {
                 shard.rate += (report.bytes_per_second - shard.rate) * share;
                 if report.finished && shard.ended.is_none() {
                     let children = pipe.lineage.children(id, &report.children);
-                    finished.push(Finished {
-                        pipe: *uid,
+                    finished.entry(*uid).or_default().push(ShardEnd {
                         shard: id.clone(),
                         epoch: lease.epoch,
                         children,
@@ -103,7 +93,7 @@ impl World {
         let mut workers: BTreeMap<WorkerId, WorkerView> = BTreeMap::new();
         for worker in seen.values().filter(|worker| !worker.departed) {
             let mode = match worker {
-                w if w.leaving => Mode::Leaving,
+                w if w.leaving.is_some() => Mode::Leaving,
                 w if w.connected && w.received + silent_after > now => Mode::Active,
                 _ => Mode::Silent,
             };
@@ -178,7 +168,7 @@ impl World {
     }
 
     pub(super) fn view(&self, seen: &[WorkerSeen]) -> status::View {
-        let has_workers = seen.iter().any(|worker| worker.connected && !worker.leaving);
+        let has_workers = seen.iter().any(|worker| worker.connected && worker.leaving.is_none());
         let pipes = self
             .pipes
             .iter()
@@ -197,22 +187,33 @@ fn judge(
     worker: Option<&WorkerSeen>,
     pipe: PipeUid,
     shard: &ShardId,
+    now: Instant,
     ttl: Duration,
 ) -> Option<Ended> {
     let worker = worker?;
     if worker.instance != lease.holder {
         return Some(Ended::Replaced);
     }
-    if worker.departed {
+    let gone = worker
+        .leaving
+        .and_then(|leaving| leaving.until)
+        .is_some_and(|until| until <= now);
+    if worker.departed || gone {
         return Some(Ended::Departed);
     }
     let epoch = worker.report.shard(pipe, shard).map(|report| report.epoch);
-    lease.observe(
+    let ended = lease.observe(
         Sighting {
             generation: worker.report.generation,
             epoch,
             at: worker.received,
         },
         ttl,
-    )
+    )?;
+    // A worker that leaves gives back without being asked.
+    Some(if worker.leaving.is_some() {
+        Ended::Released
+    } else {
+        ended
+    })
 }

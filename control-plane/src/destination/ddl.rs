@@ -108,11 +108,12 @@ pub(super) fn create_error_table(destination: &Destination) -> String {
     )
 }
 
-/// The ALTER that gives a plain MergeTree a deduplication window.
-pub(super) fn set_window(database: &str, table: &str) -> String {
+/// The ALTER that gives a table a deduplication window of at least so many blocks.
+pub(super) fn set_window(database: &str, table: &str, setting: &str, least: u64) -> String {
     format!(
-        "ALTER TABLE {} MODIFY SETTING non_replicated_deduplication_window = {DEDUPLICATION_WINDOW}",
-        qualified(database, table)
+        "ALTER TABLE {} MODIFY SETTING {setting} = {}",
+        qualified(database, table),
+        least.max(u64::from(DEDUPLICATION_WINDOW))
     )
 }
 

@@ -1,5 +1,6 @@
-//! What a pipe promises in effect. Exactly once needs a destination that remembers insert tokens: the table, and every
-//! table behind it that a materialized view fills in the same insert.
+//! What a pipe promises in effect. Exactly once needs a destination that remembers insert tokens: the table, the error
+//! table, and every table behind them that a materialized view fills in the same insert. And it has to remember enough of
+//! them: an insert uses one entry of the memory for each partition that it touches.
 
 use millrace_common::{
     clickhouse::quote_identifier,
@@ -13,20 +14,46 @@ use super::{
     ddl,
     schema::{self, Table},
 };
-use crate::store::Effective;
+use crate::store::{Effective, Window};
 
 /// Tables behind a table that are looked at. More of them make every insert slow long before.
 const MAX_TARGETS: usize = 32;
+/// Batches that a lane of a worker may have in flight.
+const OPEN_BATCHES: u64 = 3;
+/// Most partitions that an insert may touch: ClickHouse's own default limit.
+const MAX_PARTITIONS: u64 = 100;
+/// How many times the batches in flight have to fit into the memory: others write to the table as well, and an insert
+/// that is repeated must be remembered although others came between.
+const MARGIN: u64 = 4;
 
-/// Whether an engine remembers tokens.
+const PLAIN_WINDOW: &str = "non_replicated_deduplication_window";
+const REPLICATED_WINDOW: &str = "replicated_deduplication_window";
+const REPLICATED_SECONDS: &str = "replicated_deduplication_window_seconds";
+
+/// What an engine remembers of tokens.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Memory {
-    /// It does, of so many blocks; `None` where the server's default counts.
-    Window(Option<u64>),
-    /// Only once its window is set.
+    /// Those of so many blocks and seconds; `None` where the server's default counts and is not known.
+    Window { blocks: Option<u64>, seconds: Option<u64> },
+    /// None, until its window is set.
     Off,
-    /// Never.
+    /// None, whatever is set.
     Never,
+}
+
+/// Defaults of a server, as far as this user may know them.
+#[derive(Debug, Clone, Copy, Default)]
+struct Defaults {
+    plain: Option<u64>,
+    replicated: Option<u64>,
+    replicated_seconds: Option<u64>,
+}
+
+/// A table that an insert reaches.
+struct Reached {
+    table: Table,
+    /// It is the hidden table of a materialized view of that name.
+    inner: bool,
 }
 
 pub(super) async fn effective(server: &Server, spec: &PipeSpec, table: &Table) -> Result<Effective, Error> {
@@ -34,64 +61,115 @@ pub(super) async fn effective(server: &Server, spec: &PipeSpec, table: &Table) -
         return Ok(Effective {
             delivery: Delivery::AtLeastOnce,
             reason: "pipe.settings.delivery asks for no more".to_owned(),
+            window: None,
         });
     }
-    let server_default = server_default(server).await;
-    let mut queue = vec![table.clone()];
-    let mut seen = Vec::new();
-    let mut weak = Vec::new();
-    while let Some(table) = queue.pop() {
+    let defaults = defaults(server).await;
+    let destination = &spec.destination;
+    let mut queue = vec![Reached {
+        table: table.clone(),
+        inner: false,
+    }];
+    // Rejected records are rows as well. One that does not exist yet will be made with a window.
+    if let Some(table) = schema::read_table(server, &destination.database, &destination.error_table).await? {
+        queue.push(Reached { table, inner: false });
+    }
+    let (mut seen, mut weak, mut window) = (Vec::new(), Vec::new(), None);
+    while let Some(reached) = queue.pop() {
+        let table = &reached.table;
         let id = (table.database.clone(), table.name.clone());
-        if seen.contains(&id) || seen.len() >= MAX_TARGETS {
+        if seen.contains(&id) {
             continue;
         }
+        if seen.len() >= MAX_TARGETS {
+            weak.push(format!(
+                "more than {MAX_TARGETS} tables are filled by materialized views: the rest was not looked at"
+            ));
+            break;
+        }
         seen.push(id);
-        weak.extend(weakness(
-            &table.database,
-            &table.name,
-            &table.engine,
-            &table.engine_full,
-            server_default,
-        ));
-        for (database, view) in &table.views {
-            match target(server, database, view).await? {
-                Target::Table(database, name) => match schema::read_table(server, &database, &name).await? {
-                    Some(target) => queue.push(target),
-                    None => weak.push(invisible(&database, &name, &server.username)),
+        let memory = memory(&table.engine, &table.engine_full, defaults);
+        let partitions = partitions(server, table).await;
+        weak.extend(weakness(&reached, &memory, needed(spec, partitions)));
+        if let Memory::Window { blocks, seconds } = memory {
+            window = Some(narrower(
+                window,
+                Window {
+                    blocks,
+                    seconds,
+                    partitions,
                 },
-                Target::Inner(engine_full) => {
-                    let engine = engine_full.split([' ', '(']).next().unwrap_or_default().to_owned();
-                    let weakness = weakness(database, view, &engine, &engine_full, server_default);
-                    weak.extend(weakness.map(|_| {
-                        let view = ddl::qualified(database, view);
-                        format!(
-                            "the materialized view {view} keeps its rows in a table of its own without a deduplication \
-                                 window: let it write TO a table that has one"
-                        )
-                    }));
-                }
-                Target::Unknown => weak.push(invisible(database, view, &server.username)),
+            ));
+        }
+        for (database, view) in &table.views {
+            match behind(server, database, view).await? {
+                Ok(behind) => queue.push(behind),
+                Err(invisible) => weak.push(invisible),
             }
         }
     }
     Ok(match weak.as_slice() {
         [] => Effective {
             delivery: Delivery::ExactlyOnce,
-            reason: strong(table),
+            reason: strong(table, &memory(&table.engine, &table.engine_full, defaults)),
+            window,
         },
         weak => Effective {
             delivery: Delivery::AtLeastOnce,
             reason: weak.join("; "),
+            window,
         },
     })
 }
 
-fn strong(table: &Table) -> String {
-    let kept = match memory(&table.engine, &table.engine_full, None) {
-        Memory::Window(Some(blocks)) => format!("the last {blocks} blocks"),
-        _ => "its last blocks, as many as the server's settings say".to_owned(),
+/// The table that a materialized view fills, or why it cannot be seen.
+async fn behind(server: &Server, database: &str, view: &str) -> Result<Result<Reached, String>, Error> {
+    let invisible = |database: &str, table: &str| Ok(Err(invisible(database, table, &server.username)));
+    match target(server, database, view).await? {
+        Target::Table(database, name) => match schema::read_table(server, &database, &name).await? {
+            Some(table) => Ok(Ok(Reached { table, inner: false })),
+            None => invisible(&database, &name),
+        },
+        // Views that read from the view are found under its name, not under that of its table.
+        Target::Inner(engine_full) => match schema::read_table(server, database, view).await? {
+            Some(mut table) => {
+                table.engine = engine_full.split([' ', '(']).next().unwrap_or_default().to_owned();
+                table.partition_key = partition_key(&engine_full);
+                table.engine_full = engine_full;
+                Ok(Ok(Reached { table, inner: true }))
+            }
+            None => invisible(database, view),
+        },
+        Target::Unknown => invisible(database, view),
+    }
+}
+
+/// Entries of a table's window that the batches of a pipe may need.
+fn needed(spec: &PipeSpec, partitions: u64) -> u64 {
+    MARGIN * OPEN_BATCHES * partitions * u64::from(spec.replicas.max(1))
+}
+
+/// The least of two windows.
+fn narrower(one: Option<Window>, other: Window) -> Window {
+    let least = |a: Option<u64>, b: Option<u64>| a.into_iter().chain(b).min();
+    one.map_or(other, |one| Window {
+        blocks: least(one.blocks, other.blocks),
+        seconds: least(one.seconds, other.seconds),
+        partitions: one.partitions.max(other.partitions),
+    })
+}
+
+fn strong(table: &Table, memory: &Memory) -> String {
+    let (blocks, seconds) = match memory {
+        Memory::Window { blocks, seconds } => (*blocks, *seconds),
+        Memory::Off | Memory::Never => (None, None),
     };
-    format!("{} deduplicates {kept} by insert token", table.engine)
+    let blocks = match blocks {
+        Some(blocks) => format!("the last {blocks} blocks"),
+        None => "its last blocks, as many as the server's settings say".to_owned(),
+    };
+    let seconds = seconds.map(|seconds| format!(" for {seconds} s")).unwrap_or_default();
+    format!("{} deduplicates {blocks}{seconds} by insert token", table.engine)
 }
 
 fn invisible(database: &str, table: &str, user: &str) -> String {
@@ -104,39 +182,120 @@ fn invisible(database: &str, table: &str, user: &str) -> String {
 }
 
 /// Why a table can hold a row twice, and what to do about it; `None` if it cannot.
-fn weakness(database: &str, name: &str, engine: &str, engine_full: &str, default: Option<u64>) -> Option<String> {
+fn weakness(reached: &Reached, memory: &Memory, needed: u64) -> Option<String> {
+    let (database, name, engine) = (&reached.table.database, &reached.table.name, &reached.table.engine);
     let table = ddl::qualified(database, name);
-    match memory(engine, engine_full, default) {
-        Memory::Window(_) => None,
-        Memory::Off if engine.starts_with("Replicated") || engine.starts_with("Shared") => Some(format!(
-            "{table} has its deduplication window set to 0: unset replicated_deduplication_window"
-        )),
-        Memory::Off => Some(format!(
-            "{table} has no deduplication window: run `{}`",
-            ddl::set_window(database, name)
-        )),
-        Memory::Never => Some(format!(
-            "the engine {engine} of {table} does not deduplicate inserts: use a MergeTree table"
-        )),
+    let setting = if is_replicated(engine) {
+        REPLICATED_WINDOW
+    } else {
+        PLAIN_WINDOW
+    };
+    let alter = ddl::set_window(database, name, setting, needed);
+    let (problem, remedy) = match memory {
+        Memory::Window {
+            blocks: Some(blocks), ..
+        } if *blocks < needed => (
+            format!(
+                "{table} remembers only {blocks} inserted blocks, and the batches in flight may need {needed} (one for each \
+                 partition that an insert touches)"
+            ),
+            format!("run `{alter}`"),
+        ),
+        Memory::Window { .. } => return None,
+        Memory::Off if is_replicated(engine) => (
+            format!("{table} has its deduplication window set to 0"),
+            format!("run `{alter}`"),
+        ),
+        Memory::Off => (format!("{table} has no deduplication window"), format!("run `{alter}`")),
+        Memory::Never => (
+            format!("the engine {engine} of {table} does not deduplicate inserts"),
+            instead_of(engine).to_owned(),
+        ),
+    };
+    if reached.inner {
+        return Some(format!(
+            "the materialized view {table} keeps its rows in a table of its own ({problem}): let it write TO a table that has \
+             a deduplication window"
+        ));
+    }
+    Some(format!("{problem}: {remedy}"))
+}
+
+/// What to use where an engine never deduplicates.
+fn instead_of(engine: &str) -> &'static str {
+    match engine {
+        "Distributed" => {
+            "let the pipe write to the replicated table behind it: a Distributed table is not one transaction"
+        }
+        "Buffer" => "let the pipe write to the table behind it: batches are large enough without a buffer",
+        "Null" => "give the materialized views behind it a MergeTree table to read from",
+        "View" | "MaterializedView" => "let the pipe write to a table",
+        _ => "use a MergeTree table",
     }
 }
 
-fn memory(engine: &str, engine_full: &str, default: Option<u64>) -> Memory {
+fn is_replicated(engine: &str) -> bool {
+    engine.starts_with("Replicated") || engine.starts_with("Shared")
+}
+
+fn memory(engine: &str, engine_full: &str, defaults: Defaults) -> Memory {
     if !engine.ends_with("MergeTree") {
         return Memory::Never;
     }
-    let replicated = engine.starts_with("Replicated") || engine.starts_with("Shared");
-    let name = if replicated {
-        "replicated_deduplication_window"
-    } else {
-        "non_replicated_deduplication_window"
-    };
-    match (setting(engine_full, name), replicated, default) {
-        (Some(0), _, _) | (None, false, Some(0) | None) => Memory::Off,
-        (Some(blocks), _, _) | (None, false, Some(blocks)) => Memory::Window(Some(blocks)),
-        // ClickHouse's own default for replicated tables is never 0.
-        (None, true, _) => Memory::Window(None),
+    if !is_replicated(engine) {
+        // A plain table's default is 0, unless somebody has changed it.
+        return match setting(engine_full, PLAIN_WINDOW).or(defaults.plain).unwrap_or(0) {
+            0 => Memory::Off,
+            blocks => Memory::Window {
+                blocks: Some(blocks),
+                seconds: None,
+            },
+        };
     }
+    match setting(engine_full, REPLICATED_WINDOW).or(defaults.replicated) {
+        Some(0) => Memory::Off,
+        // ClickHouse's own default for replicated tables is never 0.
+        blocks => Memory::Window {
+            blocks,
+            seconds: setting(engine_full, REPLICATED_SECONDS).or(defaults.replicated_seconds),
+        },
+    }
+}
+
+/// Partitions that one insert is taken to touch: those that there are and a new one, as far as ClickHouse lets an insert
+/// touch them.
+async fn partitions(server: &Server, table: &Table) -> u64 {
+    if matches!(table.partition_key.as_str(), "" | "tuple()") {
+        return 1;
+    }
+    // A user that may insert may not always look at the parts; that there are no more partitions than parts, it may know.
+    const PARTITIONS: &str = "SELECT toString(uniqExact(partition_id)) AS count FROM system.parts \
+                              WHERE database = ? AND table = ? AND active";
+    const PARTS: &str = "SELECT toString(ifNull(active_parts, 0)) AS count FROM system.tables \
+                         WHERE database = ? AND name = ?";
+    for sql in [PARTITIONS, PARTS] {
+        // A table without parts says nothing about what will be inserted.
+        if let Some(found) = count(server, sql, table).await.filter(|found| *found > 0) {
+            return found.saturating_add(1).min(MAX_PARTITIONS);
+        }
+    }
+    MAX_PARTITIONS
+}
+
+async fn count(server: &Server, sql: &str, table: &Table) -> Option<u64> {
+    #[derive(Deserialize)]
+    struct Row {
+        count: String,
+    }
+    let rows: Vec<Row> = server.rows(sql, &[&table.database, &table.name]).await.ok()?;
+    rows.first()?.count.parse().ok()
+}
+
+/// The partition key in what follows `ENGINE =`, as ClickHouse prints it; only whether there is one matters.
+fn partition_key(engine_full: &str) -> String {
+    let rest = engine_full.split_once("PARTITION BY ").map(|(_, rest)| rest);
+    rest.map(|rest| rest.split(" ORDER BY ").next().unwrap_or_default().trim().to_owned())
+        .unwrap_or_default()
 }
 
 /// A number among the SETTINGS of `engine_full`.
@@ -148,15 +307,23 @@ fn setting(engine_full: &str, name: &str) -> Option<u64> {
     })
 }
 
-/// The server's default window of plain MergeTree tables, where this user may know it. It is 0 unless someone changed it.
-async fn server_default(server: &Server) -> Option<u64> {
+/// The server's defaults, where this user may know them.
+async fn defaults(server: &Server) -> Defaults {
     #[derive(Deserialize)]
     struct Row {
+        name: String,
         value: String,
     }
-    let sql = "SELECT value FROM system.merge_tree_settings WHERE name = 'non_replicated_deduplication_window'";
-    let rows: Vec<Row> = server.rows(sql, &[]).await.ok()?;
-    rows.first()?.value.parse().ok()
+    let sql = "SELECT name, value FROM system.merge_tree_settings WHERE name = 'non_replicated_deduplication_window' \
+               UNION ALL SELECT name, value FROM system.replicated_merge_tree_settings \
+               WHERE name IN ('replicated_deduplication_window', 'replicated_deduplication_window_seconds')";
+    let rows: Vec<Row> = server.rows(sql, &[]).await.unwrap_or_default();
+    let value = |name: &str| rows.iter().find(|row| row.name == name)?.value.parse().ok();
+    Defaults {
+        plain: value(PLAIN_WINDOW),
+        replicated: value(REPLICATED_WINDOW),
+        replicated_seconds: value(REPLICATED_SECONDS),
+    }
 }
 
 /// Where a materialized view writes to.
@@ -239,33 +406,121 @@ fn identifier(text: &str) -> Option<(String, &str)> {
 mod tests {
     use super::*;
 
+    fn defaults(plain: Option<u64>) -> Defaults {
+        Defaults {
+            plain,
+            ..Defaults::default()
+        }
+    }
+
+    fn window(blocks: Option<u64>, seconds: Option<u64>) -> Memory {
+        Memory::Window { blocks, seconds }
+    }
+
+    fn reached(database: &str, name: &str, engine: &str, inner: bool) -> Reached {
+        let table = Table {
+            database: database.to_owned(),
+            name: name.to_owned(),
+            exists: true,
+            engine: engine.to_owned(),
+            engine_full: engine.to_owned(),
+            partition_key: String::new(),
+            views: Vec::new(),
+            columns: Vec::new(),
+        };
+        Reached { table, inner }
+    }
+
     #[test]
     fn engines_and_their_memory() {
         let plain = "MergeTree ORDER BY a SETTINGS index_granularity = 8192";
         let set = "MergeTree ORDER BY a SETTINGS non_replicated_deduplication_window = 5, index_granularity = 8192";
         let zero = "MergeTree ORDER BY a SETTINGS non_replicated_deduplication_window = 0";
-        assert_eq!(memory("MergeTree", plain, None), Memory::Off);
-        assert_eq!(memory("MergeTree", plain, Some(0)), Memory::Off);
-        assert_eq!(memory("MergeTree", plain, Some(100)), Memory::Window(Some(100)));
-        assert_eq!(memory("ReplacingMergeTree", set, Some(0)), Memory::Window(Some(5)));
-        assert_eq!(memory("MergeTree", zero, Some(100)), Memory::Off);
+        assert_eq!(memory("MergeTree", plain, defaults(None)), Memory::Off);
+        assert_eq!(memory("MergeTree", plain, defaults(Some(0))), Memory::Off);
+        assert_eq!(memory("MergeTree", plain, defaults(Some(100))), window(Some(100), None));
+        assert_eq!(
+            memory("ReplacingMergeTree", set, defaults(Some(0))),
+            window(Some(5), None)
+        );
+        assert_eq!(memory("MergeTree", zero, defaults(Some(100))), Memory::Off);
         let replicated = "ReplicatedMergeTree('/t', '{replica}') ORDER BY a SETTINGS index_granularity = 8192";
-        assert_eq!(memory("ReplicatedMergeTree", replicated, Some(0)), Memory::Window(None));
+        assert_eq!(
+            memory("ReplicatedMergeTree", replicated, defaults(Some(0))),
+            window(None, None)
+        );
+        let known = Defaults {
+            replicated: Some(10_000),
+            replicated_seconds: Some(3_600),
+            ..Defaults::default()
+        };
+        assert_eq!(
+            memory("ReplicatedMergeTree", replicated, known),
+            window(Some(10_000), Some(3_600))
+        );
+        let own = "SharedMergeTree ORDER BY a SETTINGS replicated_deduplication_window = 50, \
+                   replicated_deduplication_window_seconds = 60";
+        assert_eq!(memory("SharedMergeTree", own, known), window(Some(50), Some(60)));
         let off = "SharedMergeTree ORDER BY a SETTINGS replicated_deduplication_window = 0";
-        assert_eq!(memory("SharedMergeTree", off, None), Memory::Off);
+        assert_eq!(memory("SharedMergeTree", off, known), Memory::Off);
         // The other setting's name ends in this one's.
         let other = "ReplicatedMergeTree ORDER BY a SETTINGS non_replicated_deduplication_window = 0";
-        assert_eq!(memory("ReplicatedMergeTree", other, None), Memory::Window(None));
-        for engine in ["Null", "Memory", "Distributed", "Buffer", "Log"] {
-            assert_eq!(memory(engine, engine, Some(100)), Memory::Never, "{engine}");
+        assert_eq!(
+            memory("ReplicatedMergeTree", other, Defaults::default()),
+            window(None, None)
+        );
+        for engine in ["Null", "Memory", "Distributed", "Buffer", "Log", "View"] {
+            assert_eq!(memory(engine, engine, known), Memory::Never, "{engine}");
+            let what = weakness(&reached("d", "t", engine, false), &Memory::Never, 12).expect("a weakness");
+            assert!(what.contains(engine) && what.contains(": "), "{what}");
         }
     }
 
     #[test]
     fn the_remedy_is_a_statement() {
-        let what = weakness("d`b", "t", "MergeTree", "MergeTree ORDER BY a", None).unwrap();
+        let what = weakness(&reached("d`b", "t", "MergeTree", false), &Memory::Off, 12).expect("a weakness");
         let alter = r"ALTER TABLE `d\`b`.`t` MODIFY SETTING non_replicated_deduplication_window = 10000";
         assert!(what.contains(alter), "{what}");
+        let what = weakness(&reached("d", "t", "ReplicatedMergeTree", false), &Memory::Off, 12).expect("a weakness");
+        assert!(
+            what.contains("SETTING replicated_deduplication_window = 10000`"),
+            "{what}"
+        );
+        let what = weakness(&reached("d", "v", "MergeTree", true), &Memory::Off, 12).expect("a weakness");
+        assert!(what.contains("let it write TO a table"), "{what}");
+    }
+
+    #[test]
+    fn a_window_that_is_too_small_is_a_weakness() {
+        let table = reached("d", "t", "MergeTree", false);
+        assert_eq!(weakness(&table, &window(Some(1_200), None), 1_200), None);
+        assert_eq!(weakness(&table, &window(None, None), 1_200), None);
+        let what = weakness(&table, &window(Some(1_199), None), 1_200).expect("a weakness");
+        assert!(what.contains("only 1199") && what.contains("= 10000`"), "{what}");
+        let what = weakness(&table, &window(Some(10_000), None), 24_000).expect("a weakness");
+        assert!(what.contains("= 24000`"), "{what}");
+    }
+
+    #[test]
+    fn the_narrowest_window_counts() {
+        let of = |blocks, seconds, partitions| Window {
+            blocks,
+            seconds,
+            partitions,
+        };
+        let first = narrower(None, of(Some(100), None, 1));
+        assert_eq!(first, of(Some(100), None, 1));
+        let both = narrower(Some(first), of(None, Some(3_600), 7));
+        assert_eq!(both, of(Some(100), Some(3_600), 7));
+    }
+
+    #[test]
+    fn partition_keys_of_hidden_tables() {
+        assert_eq!(partition_key("MergeTree ORDER BY a"), "");
+        assert_eq!(
+            partition_key("MergeTree PARTITION BY toYYYYMM(d) ORDER BY a SETTINGS x = 1"),
+            "toYYYYMM(d)"
+        );
     }
 
     #[test]

@@ -189,6 +189,7 @@ mod tests {
                 start: StartPosition::TrimHorizon,
                 credential: credential.clone(),
                 endpoint: None,
+                end: None,
             },
             destination: Destination {
                 endpoint: "http://127.0.0.1:8123".into(),

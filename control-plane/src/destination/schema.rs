@@ -26,6 +26,8 @@ pub(super) struct Table {
     pub(super) engine: String,
     /// Engine with its arguments, keys and settings.
     pub(super) engine_full: String,
+    /// Expression by which it is partitioned; empty if it is not.
+    pub(super) partition_key: String,
     /// Materialized views that read what is inserted, as (database, name).
     pub(super) views: Vec<(String, String)>,
     pub(super) columns: Vec<TableColumn>,
@@ -65,6 +67,12 @@ impl Table {
                 ddl::DEDUPLICATION_WINDOW
             ),
             engine,
+            partition_key: destination
+                .managed
+                .as_ref()
+                .and_then(|definition| definition.partition_by.as_ref())
+                .map(|by| by.column.clone())
+                .unwrap_or_default(),
             views: Vec::new(),
             columns: columns.collect(),
         }
@@ -121,12 +129,13 @@ pub(super) async fn read_table(server: &Server, database: &str, name: &str) -> R
     struct Row {
         engine: String,
         engine_full: String,
+        partition_key: String,
         dependencies_database: Vec<String>,
         dependencies_table: Vec<String>,
     }
     let failed = |error| Error::of_connection(&error, server);
-    let tables = "SELECT engine, engine_full, dependencies_database, dependencies_table FROM system.tables \
-                  WHERE database = ? AND name = ?";
+    let tables = "SELECT engine, engine_full, partition_key, dependencies_database, dependencies_table \
+                  FROM system.tables WHERE database = ? AND name = ?";
     let rows: Vec<Row> = server.rows(tables, &[database, name]).await.map_err(failed)?;
     let Some(row) = rows.into_iter().next() else {
         return Ok(None);
@@ -140,6 +149,7 @@ pub(super) async fn read_table(server: &Server, database: &str, name: &str) -> R
         exists: true,
         engine: row.engine,
         engine_full: row.engine_full,
+        partition_key: row.partition_key,
         views: row
             .dependencies_database
             .into_iter()

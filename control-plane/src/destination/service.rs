@@ -4,13 +4,19 @@
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use futures::StreamExt as _;
-use millrace_common::{ids::PipeUid, pipe::DesiredState};
+use millrace_common::{
+    ids::PipeUid,
+    pipe::{Delivery, DesiredState},
+};
 use parking_lot::Mutex;
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
 use super::{Access, Client};
-use crate::store::{CredentialSecret, Store, StoredPipe};
+use crate::{
+    events::{NewEvent, Severity, kind},
+    store::{CredentialSecret, Effective, Store, StoredPipe},
+};
 
 /// How to look.
 #[derive(Debug, Clone)]
@@ -27,7 +33,7 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             interval: Duration::from_secs(30),
-            healthy_interval: Duration::from_secs(300),
+            healthy_interval: Duration::from_secs(60),
             concurrency: 4,
         }
     }
@@ -136,9 +142,32 @@ impl Service {
             return;
         }
         tracing::info!(pipe = %pipe.name, delivery = %effective.delivery, reason = effective.reason, "the promise has changed");
-        match self.store.set_pipe_effective(pipe.uid, &effective).await {
+        let event = promise_changed(pipe.effective.as_ref(), &effective);
+        let noted = self
+            .store
+            .note_pipe_effective(pipe.uid, &effective, event.as_ref())
+            .await;
+        match noted {
             Ok(_) => (self.changed)(),
             Err(error) => tracing::warn!(pipe = %pipe.name, error = &error as &dyn std::error::Error, "cannot note it"),
         }
     }
+}
+
+/// What to tell of another promise; nothing if only its reason or the size of a window has changed.
+fn promise_changed(before: Option<&Effective>, after: &Effective) -> Option<NewEvent> {
+    let before = before?;
+    if before.delivery == after.delivery {
+        return None;
+    }
+    let severity = match after.delivery {
+        Delivery::ExactlyOnce => Severity::Info,
+        Delivery::AtLeastOnce => Severity::Warning,
+    };
+    let message = format!("the pipe delivers {} now: {}", after.delivery, after.reason);
+    let event = NewEvent::new(kind::PROMISE_CHANGED, severity, message)
+        .with("from", before.delivery)
+        .with("to", after.delivery)
+        .with("reason", &after.reason);
+    Some(event)
 }

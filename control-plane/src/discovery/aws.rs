@@ -1,5 +1,7 @@
 //! The two calls that tell what a stream is: DescribeStreamSummary and ListShards.
 
+use std::time::Duration;
+
 use aws_sdk_kinesis::{Client, types::StreamStatus};
 use jiff::Timestamp;
 use millrace_common::{
@@ -13,7 +15,7 @@ use super::{Error, MAX_PAGES, PAGE, RESTARTS, Shard};
 /// Kinesis's own code for a listing whose token is too old.
 const EXPIRED_TOKEN: &str = "ExpiredNextTokenException";
 
-pub(super) async fn describe(client: &Client, stream: &StreamRef) -> Result<StreamIdentity, Error> {
+pub(super) async fn describe(client: &Client, stream: &StreamRef) -> Result<(StreamIdentity, Duration), Error> {
     let request = client.describe_stream_summary();
     let request = match stream {
         StreamRef::Name(name) => request.stream_name(name),
@@ -41,11 +43,13 @@ pub(super) async fn describe(client: &Client, stream: &StreamRef) -> Result<Stre
         .ok()
         .and_then(|millis| Timestamp::from_millisecond(millis).ok());
     let created = created.ok_or_else(|| odd("the stream's creation time is out of range"))?;
-    Ok(StreamIdentity {
+    let identity = StreamIdentity {
         arn: summary.stream_arn().to_owned(),
         name: summary.stream_name().to_owned(),
         created,
-    })
+    };
+    let hours = u64::try_from(summary.retention_period_hours()).unwrap_or(0);
+    Ok((identity, Duration::from_secs(hours * 3600)))
 }
 
 /// All shards, closed ones too: the whole listing or an error. One whose token expires starts over.

@@ -37,14 +37,18 @@ pub fn first(start: StartPosition, listing: &[Shard], now: Timestamp) -> Vec<New
 /// The shards of a later listing that the pipe does not know yet. They are read from their beginning, because they began
 /// after the pipe did.
 ///
-/// A listing also holds shards from before the pipe's start (LATEST leaves closed ones out). Those are the ancestors of the
-/// ones it knows that do not descend from one it knows themselves: whatever else is unknown has come since. (Of a shard
-/// that was split, one half may be known through a merge that it took part in, while the other half is not known yet.)
+/// For a pipe that began at LATEST a listing also holds shards from before its start, which left closed ones out. Those are
+/// the ancestors of the ones it knows that do not descend from one it knows themselves: whatever else is unknown has come
+/// since. (Of a shard that was split, one half may be known through a merge that it took part in, while the other half is
+/// not known yet.) Any other pipe has taken all that was listed when it began, so that whatever it does not know is new.
 #[must_use]
-pub fn later(known: &BTreeSet<ShardId>, listing: &[Shard]) -> Vec<NewShard> {
+pub fn later(start: StartPosition, known: &BTreeSet<ShardId>, listing: &[Shard]) -> Vec<NewShard> {
     let listed: BTreeMap<&ShardId, &Shard> = listing.iter().map(|shard| (&shard.id, shard)).collect();
     let mut past: BTreeSet<&ShardId> = BTreeSet::new();
     let mut queue: Vec<&Shard> = known.iter().filter_map(|id| listed.get(id).copied()).collect();
+    if start != StartPosition::Latest {
+        queue.clear();
+    }
     while let Some(shard) = queue.pop() {
         for parent in &shard.parents {
             if !known.contains(parent) && past.insert(parent) {
@@ -150,13 +154,13 @@ mod tests {
 
     #[test]
     fn what_was_before_latest_stays_out() {
-        assert_eq!(later(&known(&[4, 5]), &listing()), []);
+        assert_eq!(later(StartPosition::Latest, &known(&[4, 5]), &listing()), []);
     }
 
     #[test]
     fn what_came_since_is_read_from_its_beginning() {
         // The pipe began at LATEST when only 1 and 2 were open.
-        let new = later(&known(&[1, 2]), &listing());
+        let new = later(StartPosition::Latest, &known(&[1, 2]), &listing());
         assert_eq!(ids(&new), [id(3), id(4), id(5)]);
         assert_eq!(new[0].parents, [id(1), id(2)]);
         assert!(new.iter().all(|shard| shard.start == Position::TrimHorizon));
@@ -172,7 +176,7 @@ mod tests {
             shard(3, &[], false),
             shard(4, &[2, 3], true),
         ];
-        let new = later(&known(&[0, 3, 4]), &listing);
+        let new = later(StartPosition::Latest, &known(&[0, 3, 4]), &listing);
         assert_eq!(ids(&new), [id(1), id(2)]);
     }
 
@@ -180,14 +184,26 @@ mod tests {
     fn a_gap_in_the_lineage_is_bridged() {
         // The pipe knew 1 and 2, and was away until they and 3 had expired.
         let listing = vec![shard(4, &[3], true), shard(5, &[3], true)];
-        let new = later(&known(&[1, 2]), &listing);
+        let new = later(StartPosition::Latest, &known(&[1, 2]), &listing);
         assert_eq!(ids(&new), [id(4), id(5)]);
         assert!(new.iter().all(|shard| shard.parents.is_empty()));
     }
 
     #[test]
+    fn a_pipe_that_began_at_the_horizon_has_left_nothing_out() {
+        // While the pipe was stopped 0 was split into 1, then 1 into 2, and 0 and 1 have expired; 2 was merged with 3 into
+        // 4, which the end of 3 told of. Nothing that is listed leads from 2 back to what is known.
+        let listing = vec![shard(2, &[1], false), shard(3, &[], false), shard(4, &[2, 3], true)];
+        let new = later(StartPosition::TrimHorizon, &known(&[0, 3, 4]), &listing);
+        assert_eq!(ids(&new), [id(2)]);
+    }
+
+    #[test]
     fn nothing_new_is_nothing() {
-        assert_eq!(later(&known(&[0, 1, 2, 3, 4, 5]), &listing()), []);
-        assert_eq!(later(&known(&[0]), &[]), []);
+        assert_eq!(
+            later(StartPosition::Latest, &known(&[0, 1, 2, 3, 4, 5]), &listing()),
+            []
+        );
+        assert_eq!(later(StartPosition::Latest, &known(&[0]), &[]), []);
     }
 }

@@ -14,7 +14,8 @@ use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
 use super::{Error, check_identity, lineage, look};
-use crate::store::{CredentialSecret, Error as StoreError, ShardPhase, Store, StoredFault, StoredPipe};
+use crate::events::{NewEvent, Severity, kind};
+use crate::store::{CredentialSecret, Error as StoreError, ShardPhase, Store, StoredFault, StoredPipe, StoredShard};
 
 /// Attempts per call. The next round is another attempt.
 const ATTEMPTS: u32 = 2;
@@ -114,7 +115,12 @@ impl Service {
             Some(fault) => tracing::warn!(pipe = %pipe.name, fault.reason, fault.message, "trouble with the stream"),
             None => tracing::info!(pipe = %pipe.name, "the trouble with the stream has passed"),
         }
-        match self.store.set_pipe_fault(pipe.uid, fault.as_ref()).await {
+        let event = fault.as_ref().and_then(|fault| recreated(&pipe, fault));
+        match self
+            .store
+            .note_pipe_fault(pipe.uid, fault.as_ref(), event.as_ref())
+            .await
+        {
             Ok(_) => (self.changed)(),
             Err(error) => tracing::warn!(pipe = %pipe.name, error = &error as &dyn std::error::Error, "cannot note it"),
         }
@@ -134,17 +140,27 @@ impl Service {
                 permanent: true,
             }));
         };
+        // What is stored before the listing begins, the listing can judge: a shard may wait for a parent that the pipe
+        // never had, and the store finds that out when shards are added.
+        let before = self.store.shards(pipe.uid).await?.into_iter();
+        let judged: BTreeSet<ShardId> = before
+            .filter(|shard| shard.state == ShardPhase::Waiting)
+            .map(|shard| shard.id)
+            .collect();
         let stream = look(&access(source, credential), &source.stream).await?;
         check_identity(&pipe.resolved.stream, &stream.identity)?;
         let shards = self.store.shards(pipe.uid).await?;
-        // A shard may wait for a parent that the pipe never had; the store finds that out when shards are added.
-        let waiting = shards.iter().any(|shard| shard.state == ShardPhase::Waiting);
-        let known: BTreeSet<ShardId> = shards.into_iter().map(|shard| shard.id).collect();
-        let new = lineage::later(&known, &stream.shards);
-        if new.is_empty() && !waiting {
+        // A backfill that is through does not care what became of the stream since.
+        let finished = |shard: &StoredShard| shard.state == ShardPhase::Finished;
+        if source.end.is_some() && shards.iter().all(finished) {
             return Ok(());
         }
-        let added = self.store.add_shards(pipe.uid, &new).await?;
+        let known: BTreeSet<ShardId> = shards.into_iter().map(|shard| shard.id).collect();
+        let new = lineage::later(source.start, &known, &stream.shards);
+        if new.is_empty() && judged.is_empty() {
+            return Ok(());
+        }
+        let added = self.store.add_shards(pipe.uid, &new, &judged).await?;
         if !added.is_empty() {
             tracing::info!(pipe = %pipe.name, shards = added.len(), "new shards");
             (self.changed)();
@@ -168,6 +184,18 @@ pub fn access(source: &KinesisSource, credential: millrace_common::aws::Credenti
 #[must_use]
 pub fn is_own(fault: &StoredFault) -> bool {
     OWN_REASONS.contains(&fault.reason.as_str())
+}
+
+/// What to tell of a stream that is another one.
+fn recreated(pipe: &StoredPipe, fault: &StoredFault) -> Option<NewEvent> {
+    (fault.reason == reason::SOURCE_STREAM_RECREATED).then(|| {
+        let identity = &pipe.resolved.stream;
+        NewEvent::new(kind::STREAM_RECREATED, Severity::Error, fault.message.clone())
+            .with("stream", &identity.arn)
+            .with("stream_created", identity.created)
+            // The message names the stream that was found.
+            .once(format!("{}:{}", kind::STREAM_RECREATED, fault.message))
+    })
 }
 
 fn fault(error: &Error) -> StoredFault {

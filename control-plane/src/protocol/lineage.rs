@@ -5,7 +5,7 @@
 //! starts after it; or not learned yet. Only a whole listing can tell them apart, so [`add`] forgets unknown parents and
 //! [`finish`], which knows only what one worker saw at the end of one shard, lets their children wait for the next listing.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use millrace_common::ids::{Epoch, ShardId};
 
@@ -23,7 +23,11 @@ pub struct Added {
 }
 
 /// What `listing` adds to the shards of a pipe, which are all in `known`.
-pub fn add(known: &BTreeMap<ShardId, Shard>, listing: &[NewShard]) -> Added {
+///
+/// `judged` are the shards that were stored before the listing was begun. It tells something of their parents: one that is
+/// neither stored nor listed is past. Of a shard that was stored while the listing went on, or after, it tells nothing: its
+/// parent may be younger than the listing too.
+pub fn add(known: &BTreeMap<ShardId, Shard>, listing: &[NewShard], judged: &BTreeSet<ShardId>) -> Added {
     let mut added = Added::default();
     let mut all = known.clone();
     for shard in listing {
@@ -31,13 +35,15 @@ pub fn add(known: &BTreeMap<ShardId, Shard>, listing: &[NewShard]) -> Added {
     }
     let ids: Vec<ShardId> = all.keys().cloned().collect();
     for id in ids {
+        let told = !known.contains_key(&id) || judged.contains(&id);
         let parents: Vec<ShardId> = all[&id]
             .parents
             .iter()
-            .filter(|parent| all.contains_key(*parent))
+            .filter(|parent| !told || all.contains_key(*parent))
             .cloned()
             .collect();
-        let ready = parents.iter().all(|parent| all[parent].phase == ShardPhase::Finished);
+        let finished = |parent: &ShardId| all.get(parent).is_some_and(|row| row.phase == ShardPhase::Finished);
+        let ready = parents.iter().all(finished);
         let phase = if ready { ShardPhase::Open } else { ShardPhase::Waiting };
         match known.get(&id) {
             None => {
@@ -114,20 +120,18 @@ pub fn finish(ledger: &Ledger, shard: &ShardId, epoch: Epoch, children: &[NewSha
             child: stranger.id.clone(),
         });
     }
-    let mut all = ledger.shards.clone();
     let finish = row.phase != ShardPhase::Finished;
-    if let Some(row) = all.get_mut(shard) {
-        row.phase = ShardPhase::Finished;
-    }
-    let ready = |parents: &[ShardId]| {
-        parents.iter().all(|parent| {
-            all.get(parent)
+    let past = |parent: &ShardId| {
+        parent == shard
+            || ledger
+                .shards
+                .get(parent)
                 .is_some_and(|parent| parent.phase == ShardPhase::Finished)
-        })
     };
+    let ready = |parents: &[ShardId]| parents.iter().all(past);
     let mut new: Vec<(NewShard, ShardPhase)> = Vec::new();
     for child in children {
-        if !all.contains_key(&child.id) && new.iter().all(|(other, _)| other.id != child.id) {
+        if !ledger.shards.contains_key(&child.id) && new.iter().all(|(other, _)| other.id != child.id) {
             let phase = if ready(&child.parents) {
                 ShardPhase::Open
             } else {
@@ -143,6 +147,27 @@ pub fn finish(ledger: &Ledger, shard: &ShardId, epoch: Epoch, children: &[NewSha
         .map(|(id, _)| id.clone())
         .collect();
     Ok(Finished { finish, new, opened })
+}
+
+impl Finished {
+    /// Makes the ledger what it is once this was done: for what is to be decided after it in the same transaction.
+    pub fn apply(&self, ledger: &mut Ledger, shard: &ShardId) {
+        if let Some(row) = ledger.shards.get_mut(shard) {
+            (row.phase, row.owner) = (ShardPhase::Finished, None);
+        }
+        for (child, phase) in &self.new {
+            let row = Shard {
+                phase: *phase,
+                ..fresh(child)
+            };
+            ledger.shards.insert(child.id.clone(), row);
+        }
+        for id in &self.opened {
+            if let Some(row) = ledger.shards.get_mut(id) {
+                row.phase = ShardPhase::Open;
+            }
+        }
+    }
 }
 
 fn fresh(shard: &NewShard) -> Shard {

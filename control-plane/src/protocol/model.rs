@@ -1,133 +1,15 @@
-//! A database in memory that runs the decisions, and the invariants that must hold after every step, as a property of
-//! random histories: two workers, a merge of two shards, lost grants, stale beliefs, and messages that arrive again later.
+//! The invariants as a property of random histories over a database in memory: two workers, a merge of two shards, lost
+//! grants, stale beliefs, and messages that arrive again later. The exhaustive model, which also has workers and
+//! ClickHouse, is among the integration tests.
 
 use proptest::{prelude::*, strategy::ValueTree as _};
 
-use super::*;
+use super::{
+    invariants,
+    memory::{Claims, Memory},
+    *,
+};
 use millrace_common::ids::{Incarnation, Revision};
-
-/// What the store would hold, and what has happened to it.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-struct Database {
-    ledger: Ledger,
-    batches: BTreeMap<BatchId, OpenBatch>,
-    committed: BTreeSet<BatchId>,
-    rows: u64,
-}
-
-impl Database {
-    fn prepare(&mut self, worker: &WorkerInstance, batch: &OpenBatch, claims: &Claims) -> Result<bool, Refusal> {
-        let same = self.batches.get(&batch.id);
-        match prepare(
-            &self.ledger,
-            same,
-            self.committed.contains(&batch.id),
-            worker,
-            batch,
-            claims,
-        )? {
-            Prepare::Already => Ok(false),
-            Prepare::Store { ordinals } => {
-                for (slice, ordinal) in batch.slices.iter().zip(ordinals) {
-                    let open = OpenSlice {
-                        ordinal,
-                        batch: batch.id,
-                        slice: slice.clone(),
-                    };
-                    self.ledger.slices.entry(slice.shard.clone()).or_default().push(open);
-                }
-                self.batches.insert(batch.id, batch.clone());
-                Ok(true)
-            }
-        }
-    }
-
-    fn commit(&mut self, worker: &WorkerInstance, id: BatchId, claims: &Claims) -> Result<bool, Refusal> {
-        let open = self.batches.get(&id);
-        let decision = commit(&self.ledger, open, self.committed.contains(&id), worker, id, claims)?;
-        let rows = open.map_or(0, |open| open.counts.rows);
-        Ok(self.advance(id, decision, rows))
-    }
-
-    fn commit_unprepared(
-        &mut self,
-        worker: &WorkerInstance,
-        batch: &OpenBatch,
-        claims: &Claims,
-    ) -> Result<bool, Refusal> {
-        if self.batches.contains_key(&batch.id) {
-            return Err(Refusal::OtherContent { batch: batch.id });
-        }
-        let committed = self.committed.contains(&batch.id);
-        let decision = commit_unprepared(&self.ledger, committed, worker, &batch.slices, batch.counts, claims)?;
-        Ok(self.advance(batch.id, decision, batch.counts.rows))
-    }
-
-    fn advance(&mut self, id: BatchId, decision: Commit, rows: u64) -> bool {
-        let Commit::Advance(advances) = decision else {
-            return false;
-        };
-        for advance in advances {
-            let row = self.ledger.shards.get_mut(&advance.shard).unwrap();
-            row.checkpoint = advance.checkpoint;
-            row.committed += 1;
-            assert_eq!(row.committed, advance.ordinal);
-        }
-        for queue in self.ledger.slices.values_mut() {
-            queue.retain(|slice| slice.batch != id);
-        }
-        self.ledger.slices.retain(|_, queue| !queue.is_empty());
-        self.batches.remove(&id);
-        self.committed.insert(id);
-        self.rows += rows;
-        true
-    }
-
-    fn grant(&mut self, wanted: &Claims, worker: &WorkerInstance) -> Result<Claims, Refusal> {
-        let granted = grant(&self.ledger, wanted, worker)?;
-        for (shard, epoch) in &granted {
-            let row = self.ledger.shards.get_mut(shard).unwrap();
-            row.epoch = *epoch;
-            row.owner = Some(worker.clone());
-        }
-        Ok(granted)
-    }
-
-    fn release(&mut self, given: &Claims) {
-        for shard in release(&self.ledger, given) {
-            self.ledger.shards.get_mut(&shard).unwrap().owner = None;
-        }
-    }
-
-    fn finish(&mut self, shard: &ShardId, epoch: Epoch, children: &[NewShard]) -> Result<bool, Refusal> {
-        let finished = finish(&self.ledger, shard, epoch, children)?;
-        if finished.finish {
-            let row = self.ledger.shards.get_mut(shard).unwrap();
-            row.phase = ShardPhase::Finished;
-            row.owner = None;
-        }
-        for (new, phase) in finished.new {
-            self.ledger.shards.insert(new.id.clone(), stored(&new, phase));
-        }
-        for id in finished.opened {
-            self.ledger.shards.get_mut(&id).unwrap().phase = ShardPhase::Open;
-        }
-        Ok(finished.finish)
-    }
-}
-
-type Claims = Vec<(ShardId, Epoch)>;
-
-fn stored(new: &NewShard, phase: ShardPhase) -> Shard {
-    Shard {
-        parents: new.parents.clone(),
-        phase,
-        epoch: Epoch(0),
-        owner: None,
-        checkpoint: new.start.clone(),
-        committed: 0,
-    }
-}
 
 /// What is sent to the control plane. Any of it may arrive again at any later time.
 #[derive(Debug, Clone)]
@@ -216,22 +98,17 @@ fn chosen(mask: usize) -> impl Iterator<Item = ShardId> {
 
 /// A history: the database, what the workers believe, and everything that was sent or accepted.
 struct History {
-    database: Database,
+    database: Memory,
     workers: [WorkerInstance; 2],
     /// The epochs that each worker was last granted, also where it has lost them.
     beliefs: [BTreeMap<ShardId, Epoch>; 2],
     sent: Vec<Message>,
-    /// All slices that were ever accepted, in order of acceptance.
-    accepted: BTreeMap<ShardId, Vec<Slice>>,
-    contents: BTreeMap<BatchId, OpenBatch>,
 }
 
 impl History {
     fn new() -> Self {
-        let mut database = Database::default();
-        for (new, phase) in add(&BTreeMap::new(), &parents()).new {
-            database.ledger.shards.insert(new.id.clone(), stored(&new, phase));
-        }
+        let mut database = Memory::default();
+        assert!(database.add(&parents()));
         let worker = |name: &str| WorkerInstance {
             worker: name.parse().unwrap(),
             incarnation: Incarnation::new(),
@@ -241,8 +118,6 @@ impl History {
             workers: [worker("w1"), worker("w2")],
             beliefs: Default::default(),
             sent: Vec::new(),
-            accepted: BTreeMap::new(),
-            contents: BTreeMap::new(),
         }
     }
 
@@ -284,7 +159,7 @@ impl History {
                 }
             }
             Action::Commit { worker, pick } => {
-                let ids: Vec<_> = self.contents.keys().copied().collect();
+                let ids: Vec<_> = self.database.contents.keys().copied().collect();
                 let id = *ids.get(pick.index(ids.len().max(1)))?;
                 Message::Commit {
                     worker,
@@ -369,58 +244,45 @@ impl History {
                 "refused or repeated, and yet changed: {message:?}"
             );
         }
-        if let Message::Prepare { worker, claims, batch } | Message::Unprepared { worker, claims, batch } = message {
-            self.check_fence(
-                &before,
-                changed,
-                *worker,
-                claims,
-                batch.slices.iter().map(|slice| &slice.shard),
-            );
-        }
-        if let Message::Commit { worker, claims, id } = message {
-            let slices = self.contents[id].slices.clone();
-            self.check_fence(
-                &before,
-                changed,
-                *worker,
-                claims,
-                slices.iter().map(|slice| &slice.shard),
-            );
-        }
-        if let Message::Release { given: claims } | Message::Grant { wanted: claims, .. } = message {
-            for (shard, row) in &before.ledger.shards {
-                let same = self.database.ledger.shards[shard] == *row;
-                assert!(
-                    same || claims.contains(&(shard.clone(), row.epoch)),
-                    "a stale epoch moved a lease"
-                );
+        self.check_fence(&before, changed, message).unwrap();
+        invariants::forward(&before, &self.database).unwrap();
+        invariants::tiling(&self.database).unwrap();
+        invariants::no_gap(&self.database).unwrap();
+        invariants::totals(&self.database).unwrap();
+    }
+
+    /// Who changed something held the current epoch of every shard concerned.
+    fn check_fence(&self, before: &Memory, changed: bool, message: &Message) -> Result<(), invariants::Broken> {
+        let (worker, claims, slices) = match message {
+            Message::Prepare { worker, claims, batch } | Message::Unprepared { worker, claims, batch } => {
+                (worker, claims, &batch.slices)
             }
-        }
-        if let Message::Finish { shard, epoch } = message {
-            assert!(
-                !changed || before.ledger.shards[shard].epoch == *epoch,
-                "a stale epoch finished a shard"
-            );
-        }
-        self.check_invariants(&before);
+            Message::Commit { worker, claims, id } => (worker, claims, &before.contents[id].slices),
+            Message::Release { given: claims } | Message::Grant { wanted: claims, .. } => {
+                return invariants::fence_lease(before, &self.database, claims);
+            }
+            Message::Finish { shard, epoch } => {
+                let claims = vec![(shard.clone(), *epoch)];
+                return invariants::fence_lease(before, &self.database, &claims);
+            }
+        };
+        let shards = slices.iter().map(|slice| &slice.shard);
+        invariants::fence(before, changed, &self.workers[*worker], claims, shards)
     }
 
     fn apply(&mut self, message: &Message) -> Result<bool, Refusal> {
         let database = &mut self.database;
         match message {
             Message::Prepare { worker, batch, claims } => {
+                let used = database.contents.contains_key(&batch.id);
                 let changed = database.prepare(&self.workers[*worker], batch, claims)?;
-                if changed {
-                    self.accept(batch);
-                }
+                assert!(!changed || !used, "a batch id was accepted twice");
                 Ok(changed)
             }
             Message::Unprepared { worker, batch, claims } => {
+                let used = database.contents.contains_key(&batch.id);
                 let changed = database.commit_unprepared(&self.workers[*worker], batch, claims)?;
-                if changed {
-                    self.accept(batch);
-                }
+                assert!(!changed || !used, "a batch id was accepted twice");
                 Ok(changed)
             }
             Message::Commit { worker, id, claims } => database.commit(&self.workers[*worker], *id, claims),
@@ -441,99 +303,6 @@ impl History {
                 };
                 database.finish(shard, *epoch, &children)
             }
-        }
-    }
-
-    fn accept(&mut self, batch: &OpenBatch) {
-        for slice in &batch.slices {
-            self.accepted
-                .entry(slice.shard.clone())
-                .or_default()
-                .push(slice.clone());
-        }
-        let other = self.contents.insert(batch.id, batch.clone());
-        assert_eq!(other, None, "a batch id was accepted twice");
-    }
-
-    /// Who changed something held the current epoch of every shard concerned.
-    fn check_fence<'a>(
-        &self,
-        before: &Database,
-        changed: bool,
-        worker: usize,
-        claims: &Claims,
-        shards: impl Iterator<Item = &'a ShardId>,
-    ) {
-        for shard in shards {
-            let row = &before.ledger.shards[shard];
-            let current = claims.contains(&(shard.clone(), row.epoch));
-            let owner = row.owner.as_ref() == Some(&self.workers[worker]);
-            assert!(!changed || (current && owner), "a stale epoch changed something");
-        }
-    }
-
-    fn check_invariants(&self, before: &Database) {
-        let ledger = &self.database.ledger;
-        for (id, row) in &ledger.shards {
-            let accepted = self.accepted.get(id).map_or(&[][..], Vec::as_slice);
-            let mut end = Position::TrimHorizon;
-            for slice in accepted {
-                assert_eq!(slice.from_exclusive, end, "a hole or an overlap in {id}");
-                assert!(slice.is_forward());
-                end = slice.end();
-            }
-            let committed = usize::try_from(row.committed).unwrap();
-            let checkpoint = accepted[..committed].last().map_or(Position::TrimHorizon, Slice::end);
-            assert_eq!(
-                row.checkpoint, checkpoint,
-                "the checkpoint is not where the committed slices end"
-            );
-            let open: Vec<_> = ledger.open(id).iter().map(|open| open.slice.clone()).collect();
-            assert_eq!(
-                open,
-                accepted[committed..],
-                "the open slices are not what follows the committed ones"
-            );
-            let ordinals: Vec<_> = ledger.open(id).iter().map(|open| open.ordinal).collect();
-            let expected: Vec<_> = (row.committed + 1..).take(open.len()).collect();
-            assert_eq!(ordinals, expected);
-            if let Some(earlier) = before.ledger.shards.get(id) {
-                assert!(row.committed >= earlier.committed && row.epoch >= earlier.epoch && row.phase >= earlier.phase);
-            }
-            let parents = row.parents.iter().all(|parent| {
-                ledger
-                    .shards
-                    .get(parent)
-                    .is_some_and(|parent| parent.phase == ShardPhase::Finished)
-            });
-            assert_eq!(row.phase == ShardPhase::Waiting, !parents, "{id} and its parents");
-            assert!(row.phase != ShardPhase::Finished || (open.is_empty() && row.owner.is_none()));
-        }
-        for (id, batch) in &self.database.batches {
-            assert_eq!(batch, &self.contents[id], "an open batch changed");
-            let owners: BTreeSet<_> = batch
-                .slices
-                .iter()
-                .filter_map(|slice| ledger.shards[&slice.shard].owner.as_ref())
-                .collect();
-            assert!(owners.len() <= 1, "an open batch is torn between {owners:?}");
-        }
-        let open: BTreeSet<_> = ledger.slices.values().flatten().map(|slice| slice.batch).collect();
-        assert_eq!(open, self.database.batches.keys().copied().collect());
-        let rows: u64 = self
-            .database
-            .committed
-            .iter()
-            .map(|id| self.contents[id].counts.rows)
-            .sum();
-        assert_eq!(self.database.rows, rows, "a batch was counted twice or not at all");
-        let order = oldest_first(&ledger.slices).expect("older-than has no circle");
-        for queue in ledger.slices.values() {
-            let places: Vec<_> = queue
-                .iter()
-                .map(|slice| order.iter().position(|id| *id == slice.batch).unwrap())
-                .collect();
-            assert!(places.is_sorted(), "oldest first");
         }
     }
 }

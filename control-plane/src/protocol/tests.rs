@@ -389,10 +389,18 @@ fn rows(new: Vec<(NewShard, ShardPhase)>) -> BTreeMap<ShardId, Shard> {
     new.into_iter().map(row).collect()
 }
 
+fn all(known: &BTreeMap<ShardId, Shard>) -> BTreeSet<ShardId> {
+    known.keys().cloned().collect()
+}
+
+fn none() -> BTreeSet<ShardId> {
+    BTreeSet::new()
+}
+
 #[test]
 fn a_listing_forgets_parents_that_are_past() {
     let listing = [new("a", &["gone"]), new("b", &["gone", "a"]), new("c", &["b", "a"])];
-    let added = add(&BTreeMap::new(), &listing);
+    let added = add(&BTreeMap::new(), &listing, &none());
     let phases: Vec<_> = added
         .new
         .iter()
@@ -408,13 +416,13 @@ fn a_listing_forgets_parents_that_are_past() {
     );
     assert_eq!(added.new[1].0.parents, [id("a")]);
     let known = rows(added.new);
-    assert_eq!(add(&known, &listing), Added::default());
-    assert_eq!(add(&known, &[]), Added::default());
+    assert_eq!(add(&known, &listing, &all(&known)), Added::default());
+    assert_eq!(add(&known, &[], &all(&known)), Added::default());
 }
 
 #[test]
 fn a_merge_waits_for_both_parents() {
-    let known = rows(add(&BTreeMap::new(), &[new("a", &[]), new("b", &[])]).new);
+    let known = rows(add(&BTreeMap::new(), &[new("a", &[]), new("b", &[])], &none()).new);
     let mut ledger = Ledger {
         shards: known,
         slices: BTreeMap::new(),
@@ -432,7 +440,7 @@ fn a_merge_waits_for_both_parents() {
 
 #[test]
 fn a_parent_that_no_listing_showed_yet_holds_up_its_child() {
-    let mut known = rows(add(&BTreeMap::new(), &[new("a", &[])]).new);
+    let mut known = rows(add(&BTreeMap::new(), &[new("a", &[])], &none()).new);
     let ledger = Ledger {
         shards: known.clone(),
         slices: BTreeMap::new(),
@@ -442,11 +450,13 @@ fn a_parent_that_no_listing_showed_yet_holds_up_its_child() {
     known.get_mut(&id("a")).unwrap().phase = ShardPhase::Finished;
     known.extend(rows(end.new));
     // The next listing either shows it …
-    let shown = add(&known, &[new("unseen", &[]), new("m", &["a", "unseen"])]);
+    let shown = add(&known, &[new("unseen", &[]), new("m", &["a", "unseen"])], &all(&known));
     assert_eq!(shown.new.len(), 1);
     assert!(shown.opened.is_empty() && shown.reparented.is_empty());
+    // … or, if it was begun before the child was stored, tells nothing …
+    assert_eq!(add(&known, &[], &BTreeSet::from([id("a")])), Added::default());
     // … or shows that it is past.
-    let past = add(&known, &[new("m", &["a", "unseen"])]);
+    let past = add(&known, &[new("m", &["a", "unseen"])], &all(&known));
     assert_eq!(past.reparented, [(id("m"), vec![id("a")])]);
     assert_eq!(past.opened, [id("m")]);
 }

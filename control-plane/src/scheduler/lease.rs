@@ -4,6 +4,7 @@
 //!   granted --> Pending --set pushed--> Sent(generation) --reported--> Held --asked--> Held, releasing
 //!   found in the database at start --> Found --reported--> Held                           |
 //!        |            |             |                       |                             |
+//!        |            +-- asked --> ended: nobody was told  |                             |
 //!        +------------+------ deadline passed, or a report that had to name it and did not +--> ended
 //! ```
 //!
@@ -117,9 +118,12 @@ impl Lease {
         if self.deadline <= now {
             return Some(Ended::Expired);
         }
-        self.releasing
-            .is_some_and(|since| since + release_deadline <= now)
-            .then_some(Ended::Overdue)
+        let since = self.releasing?;
+        // Nobody was told of it, so nobody has to give it back.
+        if self.stage == Stage::Pending {
+            return Some(Ended::Released);
+        }
+        (since + release_deadline <= now).then_some(Ended::Overdue)
     }
 
     /// Asks it back.
@@ -220,6 +224,10 @@ mod tests {
             lease.ask_back(now);
             lease.ask_back(now + RELEASE);
             lease.deadline = now + 2 * RELEASE;
+            if stage == Stage::Pending {
+                assert_eq!(lease.tick(now, RELEASE), Some(Ended::Released), "nobody was told");
+                continue;
+            }
             assert_eq!(lease.tick(now + TTL, RELEASE), None);
             assert_eq!(
                 lease.tick(now + RELEASE, RELEASE),

@@ -79,11 +79,14 @@ impl Lineage {
 
 #[cfg(test)]
 mod tests {
-    use millrace_common::ids::Epoch;
+    use millrace_common::{ids::Epoch, pipe::StartPosition};
     use proptest::prelude::*;
 
     use super::*;
-    use crate::protocol::{self, Ledger, Shard};
+    use crate::{
+        discovery,
+        protocol::{self, Ledger, Shard},
+    };
 
     fn id(n: usize) -> ShardId {
         format!("shardId-{n:012}").parse().unwrap()
@@ -143,29 +146,73 @@ mod tests {
         );
     }
 
+    /// A shard of the stream.
+    #[derive(Default)]
+    struct Real {
+        parents: Vec<usize>,
+        children: Vec<usize>,
+        /// Retention has ended for all of it: it is not listed any more, and cannot be read.
+        expired: bool,
+    }
+
+    /// A listing as it was when it was begun.
+    struct Listing {
+        shards: Vec<discovery::Shard>,
+        judged: BTreeSet<ShardId>,
+    }
+
     /// The stream as Kinesis has it, and what the store knows of it.
     struct World {
-        /// Parents and children of each shard.
-        stream: Vec<(Vec<usize>, Vec<usize>)>,
+        stream: Vec<Real>,
         stored: BTreeMap<ShardId, Shard>,
         finished: BTreeSet<usize>,
+        /// Begun and not taken in yet.
+        listing: Option<Listing>,
+    }
+
+    fn number(id: &ShardId) -> usize {
+        id.as_str()[8..].parse().unwrap()
     }
 
     impl World {
-        fn reshard(&mut self, pick: prop::sample::Index) {
-            let open: Vec<usize> = (0..self.stream.len())
-                .filter(|n| self.stream[*n].1.is_empty())
-                .collect();
-            let (a, b) = (
-                open[pick.index(open.len())],
-                open[(pick.index(open.len()) + 1) % open.len()],
-            );
-            let merge = a != b && a % 2 == 0;
+        /// A pipe that begins at the horizon of a stream of so many shards.
+        fn new(shards: usize) -> Self {
+            let mut world = Self {
+                stream: (0..shards).map(|_| Real::default()).collect(),
+                stored: BTreeMap::new(),
+                finished: BTreeSet::new(),
+                listing: None,
+            };
+            world.begin_listing();
+            world.take_in();
+            world
+        }
+
+        fn is_open(&self, n: usize) -> bool {
+            self.stream[n].children.is_empty()
+        }
+
+        fn reshard(&mut self, pick: prop::sample::Index, merge: bool) {
+            let open: Vec<usize> = (0..self.stream.len()).filter(|n| self.is_open(*n)).collect();
+            let at = pick.index(open.len());
+            let (a, b) = (open[at], open[(at + 1) % open.len()]);
+            let merge = merge && a != b;
             let parents = if merge { vec![a, b] } else { vec![a] };
             for _ in 0..if merge { 1 } else { 2 } {
                 let n = self.stream.len();
-                parents.iter().for_each(|p| self.stream[*p].1.push(n));
-                self.stream.push((parents.clone(), vec![]));
+                parents.iter().for_each(|p| self.stream[*p].children.push(n));
+                self.stream.push(Real {
+                    parents: parents.clone(),
+                    ..Real::default()
+                });
+            }
+        }
+
+        /// The oldest closed shard that is still listed vanishes, as retention makes it.
+        fn expire(&mut self) {
+            let next = (0..self.stream.len()).find(|n| !self.stream[*n].expired);
+            if let Some(n) = next.filter(|n| !self.is_open(*n)) {
+                self.stream[n].expired = true;
             }
         }
 
@@ -186,9 +233,26 @@ mod tests {
             }
         }
 
-        fn list(&mut self) {
-            let listing: Vec<NewShard> = self.stream.iter().enumerate().map(|(n, (p, _))| new(n, p)).collect();
-            let added = protocol::add(&self.stored, &listing);
+        /// Kinesis answers; the answer is taken in later, when more has happened.
+        fn begin_listing(&mut self) {
+            let waiting = self.stored.iter().filter(|(_, row)| row.phase == ShardPhase::Waiting);
+            let judged = waiting.map(|(id, _)| id.clone()).collect();
+            let listed = self.stream.iter().enumerate().filter(|(_, shard)| !shard.expired);
+            let shards = listed
+                .map(|(n, shard)| discovery::Shard {
+                    id: id(n),
+                    parents: shard.parents.iter().map(|p| id(*p)).collect(),
+                    open: shard.children.is_empty(),
+                })
+                .collect();
+            self.listing = Some(Listing { shards, judged });
+        }
+
+        fn take_in(&mut self) {
+            let Some(listing) = self.listing.take() else { return };
+            let known: BTreeSet<ShardId> = self.stored.keys().cloned().collect();
+            let new = discovery::lineage::later(StartPosition::TrimHorizon, &known, &listing.shards);
+            let added = protocol::add(&self.stored, &new, &listing.judged);
             for (id, parents) in added.reparented {
                 self.stored.get_mut(&id).unwrap().parents = parents;
             }
@@ -203,65 +267,77 @@ mod tests {
             lineage
         }
 
-        /// Reads one readable shard to its end, if it has one.
-        fn read(&mut self, pick: prop::sample::Index) -> Result<bool, TestCaseError> {
+        /// Reads one readable shard to its end, if it has one. Of one that has expired meanwhile only that is known.
+        fn read(&mut self, pick: prop::sample::Index, backwards: bool) -> Result<bool, TestCaseError> {
             let lineage = self.lineage();
-            let number = |id: &ShardId| id.as_str()[8..].parse::<usize>().unwrap();
             let mut ended: Vec<usize> = lineage.readable().iter().map(number).collect();
-            ended.retain(|n| !self.stream[*n].1.is_empty());
+            ended.retain(|n| !self.is_open(*n));
             if ended.is_empty() {
                 return Ok(false);
             }
             let n = ended[pick.index(ended.len())];
-            for parent in &self.stream[n].0 {
+            for parent in &self.stream[n].parents {
+                let gone = self.stream[*parent].expired && !self.stored.contains_key(&id(*parent));
                 prop_assert!(
-                    self.finished.contains(parent),
+                    self.finished.contains(parent) || gone,
                     "{n} was readable before its parent {parent} was finished"
                 );
             }
             prop_assert!(self.finished.insert(n), "shard {n} was readable twice");
-            let reported: Vec<Child> = self.stream[n].1.iter().map(|c| child(*c, &self.stream[*c].0)).collect();
+            let told = self.stream[n].children.iter().filter(|_| !self.stream[n].expired);
+            let mut reported: Vec<Child> = told.map(|c| child(*c, &self.stream[*c].parents)).collect();
+            if backwards {
+                reported.reverse();
+            }
             let children = lineage.children(&id(n), &reported);
-            let ledger = Ledger {
-                shards: self.stored.clone(),
+            let mut ledger = Ledger {
+                shards: std::mem::take(&mut self.stored),
                 ..Ledger::default()
             };
-            let after = protocol::finish(&ledger, &id(n), Epoch(1), &children).unwrap();
-            self.stored.get_mut(&id(n)).unwrap().phase = ShardPhase::Finished;
-            self.store(after.new, after.opened);
+            let epoch = ledger.shards[&id(n)].epoch;
+            let after = protocol::finish(&ledger, &id(n), epoch, &children).unwrap();
+            after.apply(&mut ledger, &id(n));
+            self.stored = ledger.shards;
             Ok(true)
         }
     }
 
     proptest! {
-        /// A random graph of splits and merges, read in random order and listed now and then, under the rules of the
-        /// store: nothing is readable before its parents are finished, nothing twice, and the reader gets to the end.
+        #![proptest_config(ProptestConfig::with_cases(2_000))]
+
+        /// A random graph of splits and merges, read in random order. Listings are begun at one time and taken in at another;
+        /// the oldest shards expire. Under the rules of discovery, store and scheduler nothing is readable before each
+        /// of its parents is finished or known to be past, nothing is read twice, nothing that is listed is left out, and
+        /// nothing is stuck.
         #[test]
         fn children_never_start_before_their_parents(
-            steps in prop::collection::vec((0..5u8, any::<prop::sample::Index>()), 1..80),
+            shards in 1..5_usize,
+            steps in prop::collection::vec((0..9u8, any::<prop::sample::Index>(), any::<bool>()), 1..80),
         ) {
-            let stream = vec![(vec![], vec![]); 3];
-            let mut world = World { stream, stored: BTreeMap::new(), finished: BTreeSet::new() };
-            world.list();
-            for (step, pick) in &steps {
+            let mut world = World::new(shards);
+            for (step, pick, flag) in &steps {
                 match step {
-                    0 | 1 => world.reshard(*pick),
-                    2 | 3 => { world.read(*pick)?; }
-                    _ => world.list(),
+                    0 | 1 => world.reshard(*pick, *flag),
+                    2..=4 => { world.read(*pick, *flag)?; }
+                    5 | 6 => world.begin_listing(),
+                    7 => world.take_in(),
+                    _ => world.expire(),
                 }
             }
-            let pick = steps[0].1;
+            let (_, pick, flag) = steps[0];
             loop {
-                let read = world.read(pick)?;
-                world.list();
-                if !read && !world.read(pick)? {
+                let read = world.read(pick, flag)?;
+                world.begin_listing();
+                world.take_in();
+                if !read && !world.read(pick, flag)? {
                     break;
                 }
             }
-            let ended = (0..world.stream.len()).filter(|n| !world.stream[*n].1.is_empty()).count();
-            prop_assert_eq!(world.finished.len(), ended);
-            let open: BTreeSet<ShardId> =
-                (0..world.stream.len()).filter(|n| world.stream[*n].1.is_empty()).map(id).collect();
+            for n in (0..world.stream.len()).filter(|n| !world.is_open(*n)) {
+                let unseen = world.stream[n].expired && !world.stored.contains_key(&id(n));
+                prop_assert!(world.finished.contains(&n) || unseen, "{n} is stuck");
+            }
+            let open: BTreeSet<ShardId> = (0..world.stream.len()).filter(|n| world.is_open(*n)).map(id).collect();
             prop_assert_eq!(world.lineage().readable(), open);
         }
     }

@@ -11,7 +11,7 @@ use millrace_common::{
 };
 use millrace_proto::worker::v1;
 
-use super::{Capacity, Hello, LaneFault, LaneReport, Report, ShardReport};
+use super::{Capacity, DataGap, Hello, LaneFault, LaneReport, Report, ShardReport};
 use crate::scheduler::lineage::Child;
 
 mod lane;
@@ -94,6 +94,17 @@ pub fn report(message: v1::Report, path: &str) -> Result<Report, ApiError> {
     })
 }
 
+/// Reads a Leave: in how long the worker will have ended.
+///
+/// # Errors
+/// INVALID_ARGUMENT with the field at fault.
+pub fn leave(message: &v1::Leave) -> Result<Option<Duration>, ApiError> {
+    message
+        .deadline
+        .map(|left| duration(left, "leave", "deadline"))
+        .transpose()
+}
+
 fn lane_report(message: v1::LaneReport, path: &str) -> Result<LaneReport, ApiError> {
     let mut shards = BTreeMap::new();
     for (n, shard) in message.shards.into_iter().enumerate() {
@@ -147,7 +158,32 @@ fn shard_report(message: v1::ShardReport, path: &str) -> Result<ShardReport, Api
             .map(child)
             .collect::<Result<_, ApiError>>()?,
         bytes_per_second: rate,
+        complete_until: time(message.complete_until, path, "complete_until")?,
+        gap: message
+            .gap
+            .map(|gap| data_gap(gap, &format!("{path}.gap")))
+            .transpose()?,
     })
+}
+
+fn data_gap(message: v1::DataGap, path: &str) -> Result<DataGap, ApiError> {
+    let batch = Some(message.batch_id).filter(|text| !text.is_empty());
+    Ok(DataGap {
+        position: position_of(message.position, path, "position")?,
+        batch: batch.map(|text| parse(&text, path, "batch_id")).transpose()?,
+        from: time(message.from_time, path, "from_time")?,
+        to: time(message.to_time, path, "to_time")?,
+        shard_gone: message.shard_gone,
+        message: cut(message.message, MAX_MESSAGE),
+    })
+}
+
+fn time(message: Option<prost_types::Timestamp>, path: &str, field: &str) -> Result<Option<Timestamp>, ApiError> {
+    let time = |time: prost_types::Timestamp| Timestamp::new(time.seconds, time.nanos);
+    message
+        .map(time)
+        .transpose()
+        .map_err(|_| invalid(path, field, "is not a time"))
 }
 
 fn lane_fault(message: v1::LaneFault, path: &str) -> Result<LaneFault, ApiError> {

@@ -49,7 +49,7 @@ struct Entry {
     instance: WorkerInstance,
     session: u64,
     connected: bool,
-    leaving: bool,
+    leaving: Option<Leaving>,
     departed: bool,
     capacity: Capacity,
     program_version: String,
@@ -69,7 +69,7 @@ pub struct WorkerSeen {
     /// It has a session.
     pub connected: bool,
     /// It has said that it wants to leave.
-    pub leaving: bool,
+    pub leaving: Option<Leaving>,
     /// It has said so, and then ended its session in order.
     pub departed: bool,
     /// What it can take.
@@ -80,6 +80,13 @@ pub struct WorkerSeen {
     pub report: Arc<Report>,
     /// When that arrived.
     pub received: Instant,
+}
+
+/// A worker is on its way out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Leaving {
+    /// When it will have ended, come what may: what it has not given back by then is nobody's. `None` if it did not say.
+    pub until: Option<Instant>,
 }
 
 /// A session in the registry. Dropping it marks the worker as not connected.
@@ -143,6 +150,14 @@ impl Registry {
         }
     }
 
+    /// Forgets all workers. What is still said in their sessions is not heard any more.
+    pub fn clear(&self) {
+        let mut state = self.state.lock();
+        for entry in std::mem::take(&mut state.workers).into_values() {
+            entry.evict.cancel();
+        }
+    }
+
     /// Opens a session: the newest of its worker.
     pub(super) fn open(self: &Arc<Self>, hello: Hello, now: Instant) -> Result<Opened, ApiError> {
         let mut state = self.state.lock();
@@ -158,7 +173,7 @@ impl Registry {
             instance: hello.worker,
             session,
             connected: true,
-            leaving: false,
+            leaving: None,
             departed: false,
             capacity: hello.capacity,
             program_version: hello.program_version,
@@ -182,6 +197,8 @@ impl Registry {
                 // The same process again: what it was offered still stands, and is sent again.
                 entry.generation = entry.generation.max(old.generation);
                 entry.assignments = old.assignments.clone();
+                // Who is on the way out does not turn back.
+                entry.leaving = old.leaving;
             } else {
                 entry.replaced.push_back(old.instance.incarnation);
                 if entry.replaced.len() > MAX_REPLACED {
@@ -217,15 +234,19 @@ impl Opened {
         });
     }
 
-    /// Notes that the worker wants to leave.
-    pub(super) fn leave(&self) {
-        self.change(|entry| !std::mem::replace(&mut entry.leaving, true));
+    /// Notes that the worker wants to leave, and when it will be gone. What it said first stands.
+    pub(super) fn leave(&self, until: Option<Instant>) {
+        self.change(|entry| {
+            let first = entry.leaving.is_none();
+            entry.leaving.get_or_insert(Leaving { until });
+            first
+        });
     }
 
     /// Notes that the worker ended its side in order. Once it has said that it leaves, that is its goodbye.
     pub(super) fn ended(&self) {
         self.change(|entry| {
-            entry.departed = entry.leaving;
+            entry.departed = entry.leaving.is_some();
             entry.departed
         });
     }
@@ -297,10 +318,10 @@ mod tests {
         second.assignments.changed().await.unwrap();
         assert_eq!(second.assignments.borrow().as_ref().unwrap().generation, 8);
         // The old session is not heard any more, not even when it ends.
-        first.leave();
+        first.leave(None);
         drop(first);
         let seen = only(&registry);
-        assert!(seen.connected && !seen.leaving);
+        assert!(seen.connected && seen.leaving.is_none());
         drop(second);
         assert!(!only(&registry).connected);
     }
@@ -335,10 +356,12 @@ mod tests {
         report.generation = Generation(8);
         session.report(report, Instant::now());
         assert!(woken());
-        session.leave();
+        let until = Some(Instant::now());
+        session.leave(until);
         assert!(woken());
-        session.leave();
+        session.leave(None);
         assert!(!woken());
+        assert_eq!(only(&registry).leaving, Some(Leaving { until }));
         session.ended();
         assert!(only(&registry).departed);
     }

@@ -3,19 +3,18 @@
 use std::{pin::Pin, sync::Arc, time::Duration};
 
 use futures::Stream;
-use millrace_common::{error::ApiError, grpc::MAX_SESSION_MESSAGE_BYTES, ids::PipeUid, pipe::Delivery};
+use millrace_common::{error::ApiError, fail_point, grpc::MAX_SESSION_MESSAGE_BYTES, ids::PipeUid, pipe::Delivery};
 use millrace_proto::worker::v1::{
     self,
     worker_service_server::{WorkerService, WorkerServiceServer},
 };
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
-use tokio_util::sync::CancellationToken;
 use tonic::{Code, Request, Response, Status, Streaming};
 use tracing::Instrument as _;
 
 use super::{
-    Registry, convert,
+    Gate, Registry, convert,
     session::{self, Context, Timing},
 };
 use crate::{
@@ -34,14 +33,14 @@ pub struct Service {
 }
 
 impl Service {
-    /// A service that notes what workers say in `registry`, moves batches in `store`, and ends its sessions when `closing` is
-    /// cancelled.
+    /// A service that notes what workers say in `registry`, and takes sessions as long as `gate` is open. Batches are moved in
+    /// `store` whatever the gate says: they are fenced by the epochs of their shards.
     pub fn new(
         store: Store,
         registry: Arc<Registry>,
         lease_ttl: Duration,
         heartbeat_interval: Duration,
-        closing: CancellationToken,
+        gate: Gate,
     ) -> Self {
         Self {
             store,
@@ -51,7 +50,7 @@ impl Service {
                     lease_ttl,
                     heartbeat_interval,
                 },
-                closing,
+                gate,
             },
         }
     }
@@ -105,8 +104,9 @@ impl WorkerService for Service {
         request: Request<Streaming<v1::SessionRequest>>,
     ) -> Result<Response<Self::SessionStream>, Status> {
         let span = tracing::info_span!("session", peer = request.remote_addr().map(tracing::field::display));
+        let over = self.context.gate.enter()?;
         let (out, outbound) = mpsc::channel(OUTBOUND);
-        tokio::spawn(session::run(self.context.clone(), request.into_inner(), out).instrument(span));
+        tokio::spawn(session::run(self.context.clone(), over, request.into_inner(), out).instrument(span));
         Ok(Response::new(Box::pin(ReceiverStream::new(outbound))))
     }
 
@@ -120,10 +120,12 @@ impl WorkerService for Service {
             batch,
             epochs,
         } = convert::prepare(request.into_inner())?;
+        fail_point!("control.prepare.before", Status::unavailable("fail point"));
         self.store
             .prepare(pipe, &worker, &batch, &epochs)
             .await
             .map_err(refusal)?;
+        fail_point!("control.prepare.answer", Status::unavailable("fail point"));
         Ok(Response::new(v1::PrepareBatchResponse {}))
     }
 
@@ -131,7 +133,9 @@ impl WorkerService for Service {
         &self,
         request: Request<v1::CommitBatchRequest>,
     ) -> Result<Response<v1::CommitBatchResponse>, Status> {
+        fail_point!("control.commit.before", Status::unavailable("fail point"));
         self.commit(&convert::commit(request.into_inner())?).await?;
+        fail_point!("control.commit.answer", Status::unavailable("fail point"));
         Ok(Response::new(v1::CommitBatchResponse {}))
     }
 }

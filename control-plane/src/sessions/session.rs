@@ -5,7 +5,8 @@
 //! ```
 //!
 //! Bounds: one set waits to be sent, the latest. A worker that does not take it in time is disconnected, as is one that
-//! floods with reports. Neither costs it its leases before their time.
+//! floods with reports. Neither costs it its leases before their time. Each heartbeat interval the worker is told that this
+//! side is there, so that it need not wait for the transport to find out that a control plane is frozen.
 
 use std::{sync::Arc, time::Duration};
 
@@ -14,13 +15,13 @@ use millrace_common::error::ApiError;
 use millrace_proto::worker::v1::{self, session_request, session_response};
 use tokio::{
     sync::mpsc,
-    time::{Instant, sleep_until, timeout},
+    time::{Instant, MissedTickBehavior, interval, sleep_until, timeout},
 };
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Status};
 
 use super::{
-    PROTOCOL_MAX, PROTOCOL_MIN, Registry, convert,
+    Gate, PROTOCOL_MAX, PROTOCOL_MIN, Registry, convert,
     registry::{Assignments, Opened},
 };
 
@@ -43,31 +44,36 @@ pub(super) struct Timing {
 pub(super) struct Context {
     pub(super) registry: Arc<Registry>,
     pub(super) timing: Timing,
-    pub(super) closing: CancellationToken,
+    pub(super) gate: Gate,
 }
 
 pub(super) type Outbound = mpsc::Sender<Result<v1::SessionResponse, Status>>;
 
-/// Runs a session until either side ends it, and tells the worker why if it is this side.
-pub(super) async fn run<S>(context: Context, mut inbound: S, out: Outbound)
+/// Runs a session until either side ends it or `over` is cancelled, and tells the worker why if it is this side.
+pub(super) async fn run<S>(context: Context, over: CancellationToken, mut inbound: S, out: Outbound)
 where
     S: Stream<Item = Result<v1::SessionRequest, Status>> + Send + Unpin,
 {
-    if let Err(error) = handshake_and_serve(&context, &mut inbound, &out).await {
+    if let Err(error) = handshake_and_serve(&context, &over, &mut inbound, &out).await {
         tracing::info!(reason = error.reason, "session closed: {error}");
         // The worker may not be reading: then it learns it from the end of the stream.
         let _ = timeout(Duration::from_secs(1), out.send(Err(error.into()))).await;
     }
 }
 
-async fn handshake_and_serve<S>(context: &Context, inbound: &mut S, out: &Outbound) -> Result<(), ApiError>
+async fn handshake_and_serve<S>(
+    context: &Context,
+    over: &CancellationToken,
+    inbound: &mut S,
+    out: &Outbound,
+) -> Result<(), ApiError>
 where
     S: Stream<Item = Result<v1::SessionRequest, Status>> + Send + Unpin,
 {
-    let Some(opened) = handshake(context, inbound, out).await? else {
+    let Some(opened) = handshake(context, over, inbound, out).await? else {
         return Ok(());
     };
-    let outcome = serve(context, &opened, inbound, out).await;
+    let outcome = serve(context, over, &opened, inbound, out).await;
     if let Ok(End::ByWorker) = outcome {
         opened.ended();
     }
@@ -75,13 +81,18 @@ where
 }
 
 /// Waits for a good Hello and answers it. `None` if the worker went away before.
-async fn handshake<S>(context: &Context, inbound: &mut S, out: &Outbound) -> Result<Option<Opened>, ApiError>
+async fn handshake<S>(
+    context: &Context,
+    over: &CancellationToken,
+    inbound: &mut S,
+    out: &Outbound,
+) -> Result<Option<Opened>, ApiError>
 where
     S: Stream<Item = Result<v1::SessionRequest, Status>> + Send + Unpin,
 {
     let first = tokio::select! {
         biased;
-        () = context.closing.cancelled() => return Err(shutting_down()),
+        () = over.cancelled() => return Err(context.gate.refusal()),
         first = timeout(HELLO_TIMEOUT, inbound.next()) => first,
     };
     let first =
@@ -134,17 +145,25 @@ enum End {
 }
 
 /// Hears reports and sends sets.
-async fn serve<S>(context: &Context, opened: &Opened, inbound: &mut S, out: &Outbound) -> Result<End, ApiError>
+async fn serve<S>(
+    context: &Context,
+    over: &CancellationToken,
+    opened: &Opened,
+    inbound: &mut S,
+    out: &Outbound,
+) -> Result<End, ApiError>
 where
     S: Stream<Item = Result<v1::SessionRequest, Status>> + Send + Unpin,
 {
     let mut assignments: Assignments = opened.assignments.clone();
     let mut waiting: Option<Instant> = None;
     let mut pace = Pace::new(Instant::now());
+    let mut heartbeat = interval(context.timing.heartbeat_interval);
+    heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tokio::select! {
             biased;
-            () = context.closing.cancelled() => return Err(shutting_down()),
+            () = over.cancelled() => return Err(context.gate.refusal()),
             () = opened.evicted.cancelled() => return Err(replaced()),
             permit = out.reserve(), if waiting.is_some() => {
                 let Ok(permit) = permit else { return Ok(End::Lost) };
@@ -164,6 +183,10 @@ where
                 Err(_) => return Err(replaced()),
             },
             () = out.closed() => return Ok(End::Lost),
+            // A worker that has not taken the last ones needs no other.
+            _ = heartbeat.tick() => drop(out.try_send(Ok(v1::SessionResponse {
+                message: Some(session_response::Message::Heartbeat(v1::Heartbeat {})),
+            }))),
             message = inbound.next() => {
                 let now = Instant::now();
                 match message {
@@ -185,7 +208,9 @@ where
 fn hear(opened: &Opened, message: v1::SessionRequest, now: Instant) -> Result<(), ApiError> {
     match message.message {
         Some(session_request::Message::Report(report)) => opened.report(convert::report(report, "report")?, now),
-        Some(session_request::Message::Leave(_)) => opened.leave(),
+        Some(session_request::Message::Leave(leave)) => {
+            opened.leave(convert::leave(&leave)?.and_then(|left| now.checked_add(left)));
+        }
         Some(session_request::Message::Hello(_)) => {
             return Err(ApiError::invalid_field(
                 "hello",
@@ -222,10 +247,6 @@ impl Pace {
         }
         Ok(())
     }
-}
-
-fn shutting_down() -> ApiError {
-    ApiError::unavailable("SHUTTING_DOWN", "the control plane is shutting down: reconnect")
 }
 
 fn replaced() -> ApiError {

@@ -1,9 +1,10 @@
 //! Prepare and commit.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, time::Duration};
 
 use millrace_common::{
     batch::{Counts, OpenBatch},
+    fail_point,
     ids::{BatchId, Epoch, PipeUid, Revision, ShardId, WorkerInstance},
     position::Slice,
 };
@@ -14,14 +15,18 @@ use sea_orm::{
 };
 
 use super::{
-    Error, Store,
-    convert::{from_number, to_json, to_number},
+    Effective, Error, Store,
+    convert::{from_json, from_number, to_json, to_number},
     entity::{batch, committed, pipe, revision, shard, slice, totals},
+    events::append,
     ledger::{Scope, assemble, ledger, load_shards, load_slices},
     shards::{ROWS_PER_INSERT, expect_rows},
     transaction::write,
 };
-use crate::protocol::{self, Advance, Commit, Ledger, Prepare, Refusal};
+use crate::{
+    events::{NewEvent, Severity, kind},
+    protocol::{self, Advance, Commit, Late, Ledger, Prepare, Refusal},
+};
 
 /// Committed batches that are remembered per shard, so that a commit that repeats is known as one. A commit repeats
 /// when its answer was lost, and by then its lane has committed at most the other batches that it had open.
@@ -50,6 +55,7 @@ impl Store {
                 ledger,
                 open,
                 committed,
+                ..
             } = rows;
             match protocol::prepare(&ledger, open.as_ref(), committed, worker, batch, epochs)? {
                 Prepare::Already => Ok(()),
@@ -71,7 +77,7 @@ impl Store {
         batch: BatchId,
         epochs: &[(ShardId, Epoch)],
     ) -> Result<(), Error> {
-        let id = uid.to_string();
+        let (id, now) = (uid.to_string(), self.now_millis());
         protocol::check_size(epochs.len())?;
         let shards: Vec<&ShardId> = epochs.iter().map(|(shard, _)| shard).collect();
         write!(self, |transaction| {
@@ -79,6 +85,7 @@ impl Store {
                 ledger,
                 open,
                 committed,
+                prepared,
             } = read(&transaction, &id, &shards, batch).await?;
             if ledger.shards.is_empty() {
                 check_exists(&transaction, uid).await?;
@@ -92,8 +99,13 @@ impl Store {
                         .filter(slice::Column::PipeUid.eq(id.as_str()))
                         .filter(slice::Column::BatchId.eq(batch.to_string()));
                     expect_rows(advances.len(), slices.exec(&transaction).await?.rows_affected)?;
+                    fail_point!("control.commit.in_transaction");
                     let row = batch::Entity::delete_by_id((id.clone(), batch.to_string()));
-                    expect_rows(1, row.exec(&transaction).await?.rows_affected)
+                    expect_rows(1, row.exec(&transaction).await?.rows_affected)?;
+                    match prepared {
+                        Some(prepared) => flag_if_late(&transaction, &id, worker, batch, prepared, now).await,
+                        None => Ok(()),
+                    }
                 }
             }
         })
@@ -121,6 +133,7 @@ impl Store {
                 ledger,
                 open,
                 committed,
+                ..
             } = read(&transaction, &id, &shards, batch).await?;
             if ledger.shards.is_empty() {
                 check_exists(&transaction, uid).await?;
@@ -141,6 +154,14 @@ struct Rows {
     ledger: Ledger,
     open: Option<OpenBatch>,
     committed: bool,
+    prepared: Option<PreparedAt>,
+}
+
+/// When a batch was prepared.
+struct PreparedAt {
+    millis: i64,
+    /// Batches that its pipe had committed by then.
+    batches: Option<u64>,
 }
 
 /// Locks the shards, then reads what is open of them and what is known of the batch.
@@ -154,11 +175,15 @@ async fn read(
     let unique: Vec<&ShardId> = shards.iter().copied().collect::<BTreeSet<_>>().into_iter().collect();
     let rows = load_shards(transaction, uid, Scope::Of(&unique), true).await?;
     let slices = load_slices(transaction, uid, Scope::Of(&unique), Some(&id)).await?;
-    let mut open = None;
+    let (mut open, mut prepared) = (None, None);
     let mut committed = false;
     if slices.iter().any(|slice| slice.batch_id == id) {
         let row = batch::Entity::find_by_id((uid.to_owned(), id)).one(transaction).await?;
-        open = row.map(|row| assemble(&row, &slices)).transpose()?;
+        open = row.as_ref().map(|row| assemble(row, &slices)).transpose()?;
+        prepared = row.map(|row| PreparedAt {
+            millis: row.prepared_millis,
+            batches: row.prepared_batches.and_then(|count| u64::try_from(count).ok()),
+        });
     } else {
         committed = committed::Entity::find_by_id((uid.to_owned(), id))
             .one(transaction)
@@ -169,6 +194,7 @@ async fn read(
         ledger: ledger(rows, &slices)?,
         open,
         committed,
+        prepared,
     })
 }
 
@@ -210,6 +236,7 @@ async fn insert_batch(
     now: i64,
 ) -> Result<(), Error> {
     let counts = batch.counts;
+    let prepared_batches = committed_batches(transaction, uid).await?;
     let row = batch::ActiveModel {
         pipe_uid: Set(uid.to_owned()),
         batch_id: Set(batch.id.to_string()),
@@ -220,6 +247,7 @@ async fn insert_batch(
         bytes: Set(to_number("batches.bytes", counts.bytes)?),
         digest: Set(batch.digest.to_vec()),
         prepared_millis: Set(now),
+        prepared_batches: Set(prepared_batches),
     };
     batch::Entity::insert(row).exec_without_returning(transaction).await?;
     let mut rows = Vec::with_capacity(batch.slices.len());
@@ -239,6 +267,7 @@ async fn insert_batch(
             .exec_without_returning(transaction)
             .await?;
     }
+    fail_point!("control.prepare.in_transaction");
     Ok(())
 }
 
@@ -285,6 +314,79 @@ async fn advance(
         update = update.col_expr(column, sum);
     }
     expect_rows(1, update.exec(transaction).await?.rows_affected)
+}
+
+/// Batches that a pipe has committed.
+async fn committed_batches(transaction: &DatabaseTransaction, uid: &str) -> Result<Option<i64>, Error> {
+    let batches = totals::Entity::find_by_id(uid.to_owned())
+        .select_only()
+        .column(totals::Column::Batches)
+        .into_tuple::<i64>();
+    Ok(batches.one(transaction).await?)
+}
+
+/// Notes it as an event of the pipe if a batch, which counts as committed by now, was open for so long that its token may
+/// have left ClickHouse's memory.
+async fn flag_if_late(
+    transaction: &DatabaseTransaction,
+    uid: &str,
+    worker: &WorkerInstance,
+    batch: BatchId,
+    prepared: PreparedAt,
+    now: i64,
+) -> Result<(), Error> {
+    let effective = pipe::Entity::find_by_id(uid.to_owned())
+        .select_only()
+        .column(pipe::Column::Effective)
+        .into_tuple::<Option<String>>()
+        .one(transaction)
+        .await?
+        .flatten();
+    let effective: Option<Effective> = effective.map(|text| from_json("pipes.effective", &text)).transpose()?;
+    let Some(window) = effective.and_then(|effective| effective.window) else {
+        return Ok(());
+    };
+    let committed = committed_batches(transaction, uid).await?;
+    let committed = committed.and_then(|count| u64::try_from(count).ok());
+    let open = protocol::Open {
+        time: Duration::from_millis(u64::try_from(now.saturating_sub(prepared.millis)).unwrap_or_default()),
+        // Itself does not count.
+        batches: committed
+            .zip(prepared.batches)
+            .map(|(now, then)| now.saturating_sub(then).saturating_sub(1)),
+    };
+    let Some(late) = protocol::late(window, open) else {
+        return Ok(());
+    };
+    append(transaction, uid, now, &replay_late(batch, worker, open, late)).await?;
+    Ok(())
+}
+
+fn replay_late(batch: BatchId, worker: &WorkerInstance, open: protocol::Open, late: Late) -> NewEvent {
+    let why = match late {
+        Late::Seconds { open, window } => {
+            format!("it was open for {open} s, and ClickHouse remembers its token for {window} s after newer inserts")
+        }
+        Late::Blocks { written, window } => format!(
+            "its pipe has written about {written} blocks meanwhile, and ClickHouse remembers the tokens of the last {window}"
+        ),
+    };
+    let message = format!(
+        "batch {batch} was committed late: {why}. If an attempt to insert it was carried out long before the last one, its          rows may be there twice: compare count() and uniqExact(_shard_id, _sequence_number, _sub_sequence_number) around          that time, if the table has these columns"
+    );
+    let event = NewEvent::new(kind::REPLAY_LATE, Severity::Warning, message)
+        .by(format!("worker/{}", worker.worker))
+        .with("batch", batch)
+        .with("open_seconds", open.time.as_secs())
+        .once(format!("late {batch}"));
+    let event = match open.batches {
+        Some(batches) => event.with("batches_committed_meanwhile", batches),
+        None => event,
+    };
+    match late {
+        Late::Seconds { window, .. } => event.with("window_seconds", window),
+        Late::Blocks { written, window } => event.with("blocks_written", written).with("window_blocks", window),
+    }
 }
 
 /// Remembers a committed batch under one of its shards, and forgets one that is long past there.

@@ -150,6 +150,8 @@ pub mod shard {
         pub checkpoint: String,
         /// Ordinal of the last committed slice.
         pub committed_ordinal: i64,
+        /// All records that arrived before this lie before the checkpoint; NULL where that is not known.
+        pub complete_millis: Option<i64>,
     }
     entity!();
 }
@@ -173,6 +175,8 @@ pub mod batch {
         pub bytes: i64,
         pub digest: Vec<u8>,
         pub prepared_millis: i64,
+        /// Batches that the pipe had committed then.
+        pub prepared_batches: Option<i64>,
     }
     entity!();
 }
@@ -220,6 +224,34 @@ pub mod committed {
     entity!();
 }
 
+/// What happened to pipes.
+pub mod event {
+    use sea_orm::entity::prelude::*;
+
+    /// A row.
+    #[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel)]
+    #[sea_orm(table_name = "pipe_events")]
+    pub struct Model {
+        #[sea_orm(primary_key, auto_increment = false)]
+        pub pipe_uid: String,
+        /// ULID; those of a pipe rise.
+        #[sea_orm(primary_key, auto_increment = false)]
+        pub event_id: String,
+        pub created_millis: i64,
+        pub kind: String,
+        /// `info`, `warning` or `error`.
+        pub severity: String,
+        pub actor: String,
+        pub shard_id: Option<String>,
+        pub message: String,
+        /// JSON object of texts.
+        pub details: String,
+        /// An observation that may repeat, and is to be one event.
+        pub dedup_key: Option<String>,
+    }
+    entity!();
+}
+
 /// Facts about the database itself.
 pub mod setting {
     use sea_orm::entity::prelude::*;
@@ -231,6 +263,48 @@ pub mod setting {
         #[sea_orm(primary_key, auto_increment = false)]
         pub name: String,
         pub value: Vec<u8>,
+    }
+    entity!();
+}
+
+/// The leader among the control planes: one row.
+pub mod leader {
+    use sea_orm::entity::prelude::*;
+
+    /// A row.
+    #[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel)]
+    #[sea_orm(table_name = "leader")]
+    pub struct Model {
+        /// Always 1.
+        #[sea_orm(primary_key, auto_increment = false)]
+        pub id: i64,
+        /// The process; empty if nobody leads.
+        pub holder: String,
+        pub term: i64,
+        /// URL that workers dial; may be empty.
+        pub address: String,
+        /// By the clock of the database.
+        pub expires_millis: i64,
+        /// Counts what was stored by control planes that do not lead.
+        pub changes: i64,
+        /// Counts changes of `observed`.
+        pub observed: i64,
+    }
+    entity!();
+}
+
+/// What the leader observes, for the others to read.
+pub mod observed {
+    use sea_orm::entity::prelude::*;
+
+    /// A row.
+    #[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel)]
+    #[sea_orm(table_name = "observed")]
+    pub struct Model {
+        #[sea_orm(primary_key, auto_increment = false)]
+        pub subject: String,
+        /// JSON.
+        pub status: String,
     }
     entity!();
 }

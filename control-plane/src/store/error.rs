@@ -8,7 +8,7 @@ use millrace_common::{
 };
 use sea_orm::DbErr;
 
-use crate::protocol::Refusal;
+use crate::{leader::Term, protocol::Refusal};
 
 /// Why an operation of the store did not happen. Nothing was changed, except after [`Error::Unavailable`], where it is
 /// unknown whether the change was made: repeat it, every operation that workers depend on can be repeated.
@@ -81,6 +81,14 @@ pub enum Error {
         expected: String,
         /// What is stored.
         found: String,
+    },
+    /// It was to be done under the term of a leader that another has followed.
+    #[error("term {term} is over: the current one is {current}")]
+    Fenced {
+        /// The term.
+        term: Term,
+        /// The one that is stored.
+        current: Term,
     },
     /// The exactly-once protocol forbids it.
     #[error("{reason}")]

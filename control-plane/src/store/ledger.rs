@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use jiff::Timestamp;
 use millrace_common::{
     batch::{Counts, OpenBatch},
     ids::{Epoch, Revision, ShardId, WorkerInstance},
@@ -13,7 +14,7 @@ use sea_orm::{
 
 use super::{
     Error, StoredShard,
-    convert::{from_json, from_number, from_text},
+    convert::{from_json, from_millis, from_number, from_text},
     entity::{batch, shard, slice},
 };
 use crate::protocol::{self, Ledger, OpenSlice, Shard, ShardPhase};
@@ -109,6 +110,7 @@ pub(super) fn progress(
     shards: BTreeMap<ShardId, Shard>,
     batches: &[batch::Model],
     slices: &[slice::Model],
+    complete: &Complete,
 ) -> Result<(Vec<StoredShard>, Vec<OpenBatch>), Error> {
     let ledger = ledger(shards, slices)?;
     let mut by_batch: BTreeMap<&str, Vec<slice::Model>> = BTreeMap::new();
@@ -128,7 +130,10 @@ pub(super) fn progress(
     let stored = ledger
         .shards
         .iter()
-        .map(|(id, row)| stored_shard(&ledger, id, row))
+        .map(|(id, row)| StoredShard {
+            complete_until: complete.get(id).copied(),
+            ..stored_shard(&ledger, id, row)
+        })
         .collect();
     Ok((stored, ordered))
 }
@@ -144,7 +149,31 @@ fn stored_shard(ledger: &Ledger, id: &ShardId, row: &Shard) -> StoredShard {
         frontier: ledger.frontier(id).unwrap_or_else(|| row.checkpoint.clone()),
         open_batches: u32::try_from(ledger.open(id).len()).unwrap_or(u32::MAX),
         committed_batches: row.committed,
+        complete_until: None,
     }
+}
+
+/// Up to when shards are complete.
+pub(super) type Complete = BTreeMap<ShardId, Timestamp>;
+
+/// Up to when shards of a pipe are complete, where that is known.
+pub(super) async fn load_complete(connection: &impl ConnectionTrait, uid: &str) -> Result<Complete, Error> {
+    let rows = shard::Entity::find()
+        .select_only()
+        .columns([shard::Column::ShardId, shard::Column::CompleteMillis])
+        .filter(shard::Column::PipeUid.eq(uid))
+        .filter(shard::Column::CompleteMillis.is_not_null())
+        .into_tuple::<(String, i64)>()
+        .all(connection)
+        .await?;
+    rows.into_iter()
+        .map(|(id, millis)| {
+            Ok((
+                from_text("shards.shard_id", &id)?,
+                from_millis("shards.complete_millis", millis)?,
+            ))
+        })
+        .collect()
 }
 
 fn slice_of(row: &slice::Model) -> Result<Slice, Error> {

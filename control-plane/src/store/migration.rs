@@ -7,6 +7,10 @@ use sea_orm_migration::prelude::*;
 use super::Error;
 
 mod m0001_initial;
+mod m0003_events;
+mod m0004_leader;
+mod m0005_late_replays;
+mod m0006_complete_until;
 
 /// Key of the lock under which one control plane at a time brings a PostgreSQL schema up to date: "millrace" in ASCII.
 const POSTGRES_LOCK: i64 = 0x6d69_6c6c_7261_6365;
@@ -15,7 +19,13 @@ struct Migrator;
 
 impl MigratorTrait for Migrator {
     fn migrations() -> Vec<Box<dyn MigrationTrait>> {
-        vec![Box::new(m0001_initial::Step)]
+        vec![
+            Box::new(m0001_initial::Step),
+            Box::new(m0003_events::Step),
+            Box::new(m0004_leader::Step),
+            Box::new(m0005_late_replays::Step),
+            Box::new(m0006_complete_until::Step),
+        ]
     }
 }
 

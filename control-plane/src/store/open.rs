@@ -25,6 +25,12 @@ use super::{Error, Options, entity::setting, migration, transaction::Attempts, t
 /// an answer.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(8);
 
+/// Connections for what only the leader does: one for the coordinator, the rest for those who look at streams and tables.
+const LEADING_CONNECTIONS: u32 = 4;
+
+/// Connections for the leader's row. One is used; one more for when that hangs on a network that swallows everything.
+const ELECTING_CONNECTIONS: u32 = 2;
+
 /// How long SQLite waits for another program's lock, such as a backup's.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -34,7 +40,8 @@ const POSTGRES_SETTINGS: [(&str, &str); 4] = [
     ("synchronous_commit", "on"),
     ("statement_timeout", "10s"),
     ("lock_timeout", "5s"),
-    ("idle_in_transaction_session_timeout", "15s"),
+    // A control plane that is frozen in the middle of a transaction holds up its successor for this long at most.
+    ("idle_in_transaction_session_timeout", "5s"),
 ];
 
 /// An open database.
@@ -43,6 +50,12 @@ pub(super) struct Opened {
     pub(super) read: DatabaseConnection,
     /// For writing. Apart, so that no number of readers can keep a worker's commit waiting.
     pub(super) write: DatabaseConnection,
+    /// For what only the leader does: no number of API calls can keep it waiting.
+    pub(super) leading: DatabaseConnection,
+    /// For the leader's row, which is renewed whatever else goes on.
+    pub(super) electing: DatabaseConnection,
+    /// No other process can have the database open.
+    pub(super) exclusive: bool,
     /// Held as long as an SQLite file is open.
     pub(super) lock: Option<File>,
 }
@@ -95,7 +108,10 @@ async fn sqlite(options: &Options) -> Result<Opened, Error> {
         let connection = SqlxSqliteConnector::from_sqlx_sqlite_pool(pool.await.map_err(connect_error)?);
         return Ok(Opened {
             read: connection.clone(),
-            write: connection,
+            write: connection.clone(),
+            leading: connection.clone(),
+            electing: connection,
+            exclusive: true,
             lock: None,
         });
     }
@@ -109,9 +125,14 @@ async fn sqlite(options: &Options) -> Result<Opened, Error> {
         .connect_with(connect.pragma("query_only", "ON"))
         .await
         .map_err(connect_error)?;
+    // One writer, whoever it is: those who wait for it are served in turn, and each takes milliseconds.
+    let write = SqlxSqliteConnector::from_sqlx_sqlite_pool(write);
     Ok(Opened {
         read: SqlxSqliteConnector::from_sqlx_sqlite_pool(read),
-        write: SqlxSqliteConnector::from_sqlx_sqlite_pool(write),
+        leading: write.clone(),
+        electing: write.clone(),
+        write,
+        exclusive: true,
         lock: Some(lock),
     })
 }
@@ -155,17 +176,20 @@ async fn postgres(options: &Options) -> Result<Opened, Error> {
         .application_name("millrace-control-plane")
         .options(POSTGRES_SETTINGS)
         .disable_statement_logging();
-    let pool = || {
-        PgPoolOptions::new()
-            .max_connections(options.max_connections.max(1))
+    let pool = async |connections: u32| {
+        let pool = PgPoolOptions::new()
+            .max_connections(connections.max(1))
             .acquire_timeout(ACQUIRE_TIMEOUT)
-            .connect_with(connect.clone())
+            .connect_with(connect.clone());
+        let pool = pool.await.map_err(connect_error)?;
+        Ok::<_, Error>(SqlxPostgresConnector::from_sqlx_postgres_pool(pool))
     };
-    let read = pool().await.map_err(connect_error)?;
-    let write = pool().await.map_err(connect_error)?;
     Ok(Opened {
-        read: SqlxPostgresConnector::from_sqlx_postgres_pool(read),
-        write: SqlxPostgresConnector::from_sqlx_postgres_pool(write),
+        read: pool(options.max_connections).await?,
+        write: pool(options.max_connections).await?,
+        leading: pool(LEADING_CONNECTIONS).await?,
+        electing: pool(ELECTING_CONNECTIONS).await?,
+        exclusive: false,
         lock: None,
     })
 }

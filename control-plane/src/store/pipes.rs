@@ -14,11 +14,15 @@ use sea_orm::{
 use super::{
     Effective, Error, NewPipe, PipeChange, Store, StoredFault, StoredPipe, Totals,
     convert::{from_json, from_millis, from_number, from_text, to_json, to_number},
-    entity::{batch, committed, credential, credential_use, pipe, revision, shard, slice, totals},
+    entity::{batch, committed, credential, credential_use, event, pipe, revision, shard, slice, totals},
+    events::append,
     shards::insert_shards,
     transaction::write,
 };
-use crate::protocol;
+use crate::{
+    events::{NewEvent, SYSTEM, Severity, kind},
+    protocol,
+};
 
 impl Store {
     /// Stores a pipe with its first revision and its shards.
@@ -26,8 +30,21 @@ impl Store {
     /// # Errors
     /// [`Error::AlreadyExists`], [`Error::CredentialNotFound`], or the database's.
     pub async fn create_pipe(&self, new: NewPipe) -> Result<StoredPipe, Error> {
+        self.create_pipe_by(new, SYSTEM).await
+    }
+
+    /// The same, and notes who did it.
+    ///
+    /// # Errors
+    /// As [`Store::create_pipe`].
+    pub async fn create_pipe_by(&self, new: NewPipe, actor: &str) -> Result<StoredPipe, Error> {
+        let created = NewEvent::new(kind::PIPE_CREATED, Severity::Info, "the pipe was created")
+            .by(actor)
+            .with("shards", new.shards.len())
+            .with("stream", &new.resolved.stream.arn)
+            .with("stream_created", new.resolved.stream.created);
         let now = self.now_millis();
-        let shards = protocol::add(&Default::default(), &new.shards).new;
+        let shards = protocol::add(&Default::default(), &new.shards, &Default::default()).new;
         write!(self, |transaction| {
             let uid = new.uid.to_string();
             let row = pipe::ActiveModel {
@@ -64,7 +81,8 @@ impl Store {
             totals::Entity::insert(counts)
                 .exec_without_returning(&transaction)
                 .await?;
-            insert_shards(&transaction, &uid, &shards).await?;
+            insert_shards(&transaction, &uid, &shards, now).await?;
+            append(&transaction, &uid, now, &created).await?;
             reread(&transaction, new.uid).await
         })
     }
@@ -141,6 +159,7 @@ impl Store {
                 spec,
                 desired,
                 effective,
+                events,
             } = &change;
             if spec.is_none() && desired.is_none() && effective.is_none() {
                 return reread(&transaction, uid).await;
@@ -164,6 +183,9 @@ impl Store {
                 .col_expr(pipe::Column::Version, Expr::value(row.version + 1))
                 .col_expr(pipe::Column::UpdatedMillis, Expr::value(now));
             update.exec(&transaction).await?;
+            for event in events {
+                append(&transaction, &id, now, event).await?;
+            }
             reread(&transaction, uid).await
         })
     }
@@ -174,8 +196,21 @@ impl Store {
     /// # Errors
     /// The database's.
     pub async fn set_pipe_fault(&self, uid: PipeUid, fault: Option<&StoredFault>) -> Result<bool, Error> {
+        self.note_pipe_fault(uid, fault, None).await
+    }
+
+    /// The same, with what to tell of it.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn note_pipe_fault(
+        &self,
+        uid: PipeUid,
+        fault: Option<&StoredFault>,
+        event: Option<&NewEvent>,
+    ) -> Result<bool, Error> {
         let text = optional_json("pipes.fault", fault)?;
-        self.observe(uid, pipe::Column::Fault, text).await
+        self.observe(uid, pipe::Column::Fault, text, event).await
     }
 
     /// Notes what is promised in effect. Observed, not wanted: the etag stays. False if there is no such pipe.
@@ -183,16 +218,40 @@ impl Store {
     /// # Errors
     /// The database's.
     pub async fn set_pipe_effective(&self, uid: PipeUid, effective: &Effective) -> Result<bool, Error> {
-        let text = to_json("pipes.effective", effective)?;
-        self.observe(uid, pipe::Column::Effective, Some(text)).await
+        self.note_pipe_effective(uid, effective, None).await
     }
 
-    async fn observe(&self, uid: PipeUid, column: pipe::Column, value: Option<String>) -> Result<bool, Error> {
+    /// The same, with what to tell of it.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn note_pipe_effective(
+        &self,
+        uid: PipeUid,
+        effective: &Effective,
+        event: Option<&NewEvent>,
+    ) -> Result<bool, Error> {
+        let text = to_json("pipes.effective", effective)?;
+        self.observe(uid, pipe::Column::Effective, Some(text), event).await
+    }
+
+    async fn observe(
+        &self,
+        uid: PipeUid,
+        column: pipe::Column,
+        value: Option<String>,
+        event: Option<&NewEvent>,
+    ) -> Result<bool, Error> {
+        let now = self.now_millis();
         write!(self, |transaction| {
             let update = pipe::Entity::update_many()
                 .col_expr(column, Expr::value(value.clone()))
                 .filter(pipe::Column::Uid.eq(uid.to_string()));
-            Ok(update.exec(&transaction).await?.rows_affected > 0)
+            let found = update.exec(&transaction).await?.rows_affected > 0;
+            if let Some(event) = event.filter(|_| found) {
+                append(&transaction, &uid.to_string(), now, event).await?;
+            }
+            Ok(found)
         })
     }
 
@@ -231,6 +290,10 @@ impl Store {
                 .await?;
             totals::Entity::delete_many()
                 .filter(totals::Column::PipeUid.eq(uid))
+                .exec(&transaction)
+                .await?;
+            event::Entity::delete_many()
+                .filter(event::Column::PipeUid.eq(uid))
                 .exec(&transaction)
                 .await?;
             let uses = credential_use::Entity::delete_many().filter(credential_use::Column::PipeUid.eq(uid));
@@ -330,7 +393,7 @@ async fn reread(transaction: &DatabaseTransaction, uid: PipeUid) -> Result<Store
     find_pipe(transaction, uid).await?.ok_or(Error::PipeNotFound { uid })
 }
 
-async fn insert_revision(
+pub(super) async fn insert_revision(
     transaction: &DatabaseTransaction,
     uid: &str,
     number: Revision,
@@ -382,7 +445,7 @@ fn etag(uid: &str, version: i64) -> String {
     format!("{}-{version}", uid.get(..8).unwrap_or(uid))
 }
 
-fn check_etag(row: &pipe::Model, expected: Option<&str>) -> Result<(), Error> {
+pub(super) fn check_etag(row: &pipe::Model, expected: Option<&str>) -> Result<(), Error> {
     let found = etag(&row.uid, row.version);
     match expected {
         Some(expected) if expected != found => Err(Error::EtagMismatch {

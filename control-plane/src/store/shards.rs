@@ -1,10 +1,12 @@
 //! Shards: which there are, who holds them, and snapshots of them with their open batches.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use millrace_common::{
     batch::OpenBatch,
+    fail_point,
     ids::{Epoch, PipeUid, ShardId, WorkerInstance},
+    position::Position,
 };
 use sea_orm::{
     ActiveValue::Set,
@@ -15,16 +17,34 @@ use sea_orm::{
 
 use super::{
     Error, NewShard, PipeSnapshot, ShardPhase, Store, StoredShard,
-    convert::to_json,
+    convert::{from_millis, to_json},
     entity::{batch, pipe, shard, slice},
-    ledger::{Scope, ledger, load_shards, load_slices, phase_text, progress, shard_row},
+    events::append,
+    ledger::{Complete, Scope, ledger, load_complete, load_shards, load_slices, phase_text, progress, shard_row},
     pipes::{find_pipe, load_pipes},
     transaction::{begin_read, write},
 };
-use crate::protocol;
+use crate::{
+    events::{NewEvent, Severity, kind},
+    protocol::{self, Refusal},
+};
 
 /// Rows per INSERT: both databases bound the parameters of a statement (SQLite 32,766).
 pub(super) const ROWS_PER_INSERT: usize = 1_000;
+
+/// A shard that was read to its end and committed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ShardEnd {
+    /// The shard.
+    pub shard: ShardId,
+    /// Epoch that its reader holds it under.
+    pub epoch: Epoch,
+    /// Children that Kinesis named there.
+    pub children: Vec<NewShard>,
+}
+
+/// What came of the end of a shard: the shards that can be granted from now on, or why it is none.
+pub type Ended = Result<Vec<ShardId>, Refusal>;
 
 impl Store {
     /// The shards of a pipe, in id order; none if there is no such pipe.
@@ -78,8 +98,16 @@ impl Store {
         let transaction = begin_read(&self.inner.read).await?;
         let pipes = load_pipes(&transaction).await?;
         let mut shards: BTreeMap<String, BTreeMap<_, _>> = BTreeMap::new();
+        let mut complete: BTreeMap<String, Complete> = BTreeMap::new();
         for row in shard::Entity::find().all(&transaction).await? {
             let (id, shard) = shard_row(&row)?;
+            if let Some(millis) = row.complete_millis {
+                let time = from_millis("shards.complete_millis", millis)?;
+                complete
+                    .entry(row.pipe_uid.clone())
+                    .or_default()
+                    .insert(id.clone(), time);
+            }
             shards.entry(row.pipe_uid).or_default().insert(id, shard);
         }
         let mut batches: BTreeMap<String, Vec<batch::Model>> = BTreeMap::new();
@@ -98,7 +126,12 @@ impl Store {
             let uid = pipe.uid.to_string();
             let rows = |rows: &BTreeMap<String, Vec<_>>| rows.get(&uid).cloned().unwrap_or_default();
             let slices = slices.get(&uid).cloned().unwrap_or_default();
-            let (shards, open_batches) = progress(shards.remove(&uid).unwrap_or_default(), &rows(&batches), &slices)?;
+            let (shards, open_batches) = progress(
+                shards.remove(&uid).unwrap_or_default(),
+                &rows(&batches),
+                &slices,
+                &complete.remove(&uid).unwrap_or_default(),
+            )?;
             Ok(PipeSnapshot {
                 pipe,
                 shards,
@@ -109,18 +142,24 @@ impl Store {
     }
 
     /// Takes in a whole listing of a stream's shards: stores those that are new, and opens what waits for parents that
-    /// turn out to be past. A parent that is neither stored nor in the listing is past. Gives the new ids. Repeating is a
-    /// no-op.
+    /// turn out to be past: of shards that were stored before the listing was begun, which are `judged`, a parent that is
+    /// neither stored nor in the listing is past. Gives the new ids. Repeating is a no-op.
     ///
     /// # Errors
     /// [`Error::PipeNotFound`], or the database's.
-    pub async fn add_shards(&self, uid: PipeUid, listing: &[NewShard]) -> Result<Vec<ShardId>, Error> {
-        let id = uid.to_string();
+    pub async fn add_shards(
+        &self,
+        uid: PipeUid,
+        listing: &[NewShard],
+        judged: &BTreeSet<ShardId>,
+    ) -> Result<Vec<ShardId>, Error> {
+        let (id, now) = (uid.to_string(), self.now_millis());
         write!(self, |transaction| {
             lock_pipe(&transaction, uid).await?;
             let known = load_shards(&transaction, &id, Scope::All, true).await?;
-            let added = protocol::add(&known, listing);
-            insert_shards(&transaction, &id, &added.new).await?;
+            let added = protocol::add(&known, listing, judged);
+            insert_shards(&transaction, &id, &added.new, now).await?;
+            inherit(&transaction, &id, &added.opened, &added.new).await?;
             for (shard, parents) in &added.reparented {
                 let text = to_json("shards.parents", parents)?;
                 let update = shard::Entity::update_many()
@@ -130,6 +169,9 @@ impl Store {
                 expect_rows(1, update.exec(&transaction).await?.rows_affected)?;
             }
             open_shards(&transaction, &id, &added.opened).await?;
+            if let Some(event) = added_event(&added.new) {
+                append(&transaction, &id, now, &event).await?;
+            }
             Ok(added.new.into_iter().map(|(shard, _)| shard.id).collect())
         })
     }
@@ -146,29 +188,72 @@ impl Store {
         epoch: Epoch,
         children: &[NewShard],
     ) -> Result<Vec<ShardId>, Error> {
-        let id = uid.to_string();
+        let end = ShardEnd {
+            shard: shard.clone(),
+            epoch,
+            children: children.to_vec(),
+        };
+        let mut ended = self.finish_shards(uid, &[end]).await?;
+        match ended.pop() {
+            Some(Ok(opened)) => Ok(opened),
+            Some(Err(reason)) => Err(Error::Refused { reason }),
+            None => Ok(Vec::new()),
+        }
+    }
+
+    /// The same for many shards in one transaction, each for itself: the answers are in the order of `ends`. A stream that
+    /// is rescaled ends a thousand shards at a time.
+    ///
+    /// # Errors
+    /// [`Error::PipeNotFound`], or the database's.
+    pub async fn finish_shards(&self, uid: PipeUid, ends: &[ShardEnd]) -> Result<Vec<Ended>, Error> {
+        let (id, now) = (uid.to_string(), self.now_millis());
         write!(self, |transaction| {
             lock_pipe(&transaction, uid).await?;
             let shards = load_shards(&transaction, &id, Scope::All, true).await?;
-            let slices = load_slices(&transaction, &id, Scope::Of(&[shard]), None).await?;
-            let finished = protocol::finish(&ledger(shards, &slices)?, shard, epoch, children)?;
-            if finished.finish {
+            let slices = load_slices(&transaction, &id, Scope::All, None).await?;
+            let mut ledger = ledger(shards, &slices)?;
+            let (mut finished, mut new, mut opened) = (Vec::new(), Vec::new(), Vec::new());
+            let mut answers = Vec::with_capacity(ends.len());
+            for end in ends {
+                let done = protocol::finish(&ledger, &end.shard, end.epoch, &end.children);
+                answers.push(done.map(|done| {
+                    done.apply(&mut ledger, &end.shard);
+                    let protocol::Finished {
+                        finish,
+                        new: children,
+                        opened: waited,
+                    } = done;
+                    finished.extend(finish.then(|| end.shard.clone()));
+                    let readable = children.iter().filter(|(_, phase)| *phase == ShardPhase::Open);
+                    let answer = waited
+                        .iter()
+                        .chain(readable.map(|(child, _)| &child.id))
+                        .cloned()
+                        .collect();
+                    opened.extend(waited);
+                    new.extend(children);
+                    answer
+                }));
+            }
+            for chunk in finished.chunks(ROWS_PER_INSERT) {
                 let update = shard::Entity::update_many()
                     .col_expr(shard::Column::Phase, Expr::value(phase_text(ShardPhase::Finished)))
                     .col_expr(shard::Column::OwnerWorker, Expr::value(None::<String>))
                     .col_expr(shard::Column::OwnerIncarnation, Expr::value(None::<String>))
                     .filter(shard::Column::PipeUid.eq(id.as_str()))
-                    .filter(shard::Column::ShardId.eq(shard.as_str()));
-                expect_rows(1, update.exec(&transaction).await?.rows_affected)?;
+                    .filter(shard::Column::ShardId.is_in(chunk.iter().map(ShardId::as_str)));
+                expect_rows(chunk.len(), update.exec(&transaction).await?.rows_affected)?;
             }
-            insert_shards(&transaction, &id, &finished.new).await?;
-            open_shards(&transaction, &id, &finished.opened).await?;
-            let new = finished.new.into_iter().filter(|(_, phase)| *phase == ShardPhase::Open);
-            Ok(finished
-                .opened
-                .into_iter()
-                .chain(new.map(|(shard, _)| shard.id))
-                .collect())
+            // A child that one end has named and a later one has opened is in both lists.
+            insert_shards(&transaction, &id, &new, now).await?;
+            inherit(&transaction, &id, &opened, &new).await?;
+            open_shards(&transaction, &id, &opened).await?;
+            for event in [finished_event(&finished), added_event(&new)].into_iter().flatten() {
+                append(&transaction, &id, now, &event).await?;
+            }
+            fail_point!("control.finish.in_transaction");
+            Ok(answers)
         })
     }
 
@@ -202,6 +287,7 @@ impl Store {
                     .filter(shard::Column::ShardId.is_in(chunk.iter().map(|(shard, _)| shard.as_str())));
                 expect_rows(chunk.len(), update.exec(&transaction).await?.rows_affected)?;
             }
+            fail_point!("control.grant.in_transaction");
             Ok(granted)
         })
     }
@@ -214,7 +300,11 @@ impl Store {
     pub async fn release(&self, uid: PipeUid, shards: &[(ShardId, Epoch)]) -> Result<Vec<ShardId>, Error> {
         let id = uid.to_string();
         write!(self, |transaction| {
-            let rows = load_shards(&transaction, &id, Scope::All, true).await?;
+            let ids: Vec<&ShardId> = shards.iter().map(|(shard, _)| shard).collect();
+            let mut rows = BTreeMap::new();
+            for chunk in ids.chunks(ROWS_PER_INSERT) {
+                rows.extend(load_shards(&transaction, &id, Scope::Of(chunk), true).await?);
+            }
             let released = protocol::release(&ledger(rows, &[])?, shards);
             for chunk in released.chunks(ROWS_PER_INSERT) {
                 let update = shard::Entity::update_many()
@@ -224,6 +314,7 @@ impl Store {
                     .filter(shard::Column::ShardId.is_in(chunk.iter().map(ShardId::as_str)));
                 expect_rows(chunk.len(), update.exec(&transaction).await?.rows_affected)?;
             }
+            fail_point!("control.release.in_transaction");
             Ok(released)
         })
     }
@@ -240,11 +331,11 @@ async fn load_progress(
         .all(connection)
         .await?;
     let slices = load_slices(connection, uid, Scope::All, None).await?;
-    progress(shards, &batches, &slices)
+    progress(shards, &batches, &slices, &load_complete(connection, uid).await?)
 }
 
 /// Keeps everybody else from changing which shards a pipe has and who holds them; Prepare and Commit go on.
-async fn lock_pipe(transaction: &DatabaseTransaction, uid: PipeUid) -> Result<(), Error> {
+pub(super) async fn lock_pipe(transaction: &DatabaseTransaction, uid: PipeUid) -> Result<(), Error> {
     let row = pipe::Entity::find_by_id(uid.to_string())
         .lock(LockType::NoKeyUpdate)
         .one(transaction)
@@ -252,7 +343,7 @@ async fn lock_pipe(transaction: &DatabaseTransaction, uid: PipeUid) -> Result<()
     row.map(|_| ()).ok_or(Error::PipeNotFound { uid })
 }
 
-async fn open_shards(transaction: &DatabaseTransaction, uid: &str, shards: &[ShardId]) -> Result<(), Error> {
+pub(super) async fn open_shards(transaction: &DatabaseTransaction, uid: &str, shards: &[ShardId]) -> Result<(), Error> {
     for chunk in shards.chunks(ROWS_PER_INSERT) {
         let update = shard::Entity::update_many()
             .col_expr(shard::Column::Phase, Expr::value(phase_text(ShardPhase::Open)))
@@ -268,6 +359,7 @@ pub(super) async fn insert_shards(
     transaction: &DatabaseTransaction,
     uid: &str,
     shards: &[(NewShard, ShardPhase)],
+    now: i64,
 ) -> Result<(), Error> {
     for chunk in shards.chunks(ROWS_PER_INSERT) {
         let mut rows = Vec::with_capacity(chunk.len());
@@ -282,6 +374,7 @@ pub(super) async fn insert_shards(
                 owner_incarnation: Set(None),
                 checkpoint: Set(to_json("shards.checkpoint", &shard.start)?),
                 committed_ordinal: Set(0),
+                complete_millis: Set(promised(&shard.start, now)),
             });
         }
         shard::Entity::insert_many(rows)
@@ -289,6 +382,94 @@ pub(super) async fn insert_shards(
             .await?;
     }
     Ok(())
+}
+
+/// The shortest retention of a stream.
+const SHORTEST_RETENTION_MILLIS: i64 = 24 * 3_600_000;
+
+/// A shard that starts at a time is complete up to it: what came before is not asked for. Of a time that may have left the
+/// stream already, nothing can be promised.
+pub(super) fn promised(start: &Position, now: i64) -> Option<i64> {
+    match start {
+        Position::AtTimestamp(time) => {
+            Some(time.as_millisecond()).filter(|time| *time >= now - SHORTEST_RETENTION_MILLIS)
+        }
+        Position::TrimHorizon | Position::After(_) => None,
+    }
+}
+
+/// Children that can be read from now on began when their parents ended, so they are complete up to where those are.
+async fn inherit(
+    transaction: &DatabaseTransaction,
+    uid: &str,
+    opened: &[ShardId],
+    new: &[(NewShard, ShardPhase)],
+) -> Result<(), Error> {
+    let new = new.iter().filter(|(_, phase)| *phase == ShardPhase::Open);
+    let ids: Vec<&ShardId> = opened.iter().chain(new.map(|(shard, _)| &shard.id)).collect();
+    if ids.is_empty() {
+        return Ok(());
+    }
+    let complete = load_complete(transaction, uid).await?;
+    for (id, row) in load_shards(transaction, uid, Scope::Of(&ids), false).await? {
+        let of_parents: Option<Vec<_>> = row.parents.iter().map(|parent| complete.get(parent)).collect();
+        let Some(time) = of_parents.and_then(|times| times.into_iter().min().copied()) else {
+            continue;
+        };
+        shard::Entity::update_many()
+            .col_expr(shard::Column::CompleteMillis, Expr::value(time.as_millisecond()))
+            .filter(shard::Column::PipeUid.eq(uid))
+            .filter(shard::Column::ShardId.eq(id.as_str()))
+            .filter(shard::Column::CompleteMillis.is_null())
+            .exec(transaction)
+            .await?;
+    }
+    Ok(())
+}
+
+/// Shards that are named in an event: enough for a reshard by hand. A listing may bring thousands.
+const NAMED_SHARDS: usize = 20;
+
+pub(super) fn names<'a>(shards: impl ExactSizeIterator<Item = &'a ShardId>) -> String {
+    let more = shards.len().saturating_sub(NAMED_SHARDS);
+    let mut text = shards
+        .take(NAMED_SHARDS)
+        .map(ShardId::as_str)
+        .collect::<Vec<_>>()
+        .join(",");
+    if more > 0 {
+        text.push_str(&format!(" and {more} more"));
+    }
+    text
+}
+
+fn added_event(new: &[(NewShard, ShardPhase)]) -> Option<NewEvent> {
+    let (first, _) = new.first()?;
+    let message = match new.len() {
+        1 => format!("shard {} was taken in", first.id),
+        count => format!("{count} shards were taken in"),
+    };
+    let event = NewEvent::new(kind::SHARD_ADDED, Severity::Info, message)
+        .with("shards", names(new.iter().map(|(shard, _)| &shard.id)));
+    Some(if new.len() == 1 {
+        event.of_shard(first.id.clone())
+    } else {
+        event
+    })
+}
+
+fn finished_event(finished: &[ShardId]) -> Option<NewEvent> {
+    let first = finished.first()?;
+    let message = match finished.len() {
+        1 => format!("shard {first} was read to its end"),
+        count => format!("{count} shards were read to their end"),
+    };
+    let event = NewEvent::new(kind::SHARD_FINISHED, Severity::Info, message).with("shards", names(finished.iter()));
+    Some(if finished.len() == 1 {
+        event.of_shard(first.clone())
+    } else {
+        event
+    })
 }
 
 /// That a statement changed the rows that were read under lock before it. If not, the transaction must not commit.

@@ -9,6 +9,7 @@ use sea_orm::{
     AccessMode, DatabaseConnection, DatabaseTransaction, DbBackend, DbErr, IsolationLevel, RuntimeErr,
     SqliteTransactionMode, TransactionOptions, TransactionTrait as _, sqlx,
 };
+use tokio::task::JoinError;
 
 use super::Error;
 
@@ -30,7 +31,7 @@ pub(super) async fn begin_write(connection: &DatabaseConnection) -> Result<Datab
         access_mode: None,
         sqlite_transaction_mode: mode,
     };
-    Ok(connection.begin_with_options(options).await?)
+    begin(connection, options).await
 }
 
 /// Begins a transaction whose statements all see one moment.
@@ -43,7 +44,21 @@ pub(super) async fn begin_read(connection: &DatabaseConnection) -> Result<Databa
             sqlite_transaction_mode: None,
         },
     };
-    Ok(connection.begin_with_options(options).await?)
+    begin(connection, options).await
+}
+
+/// Begins in a task of its own. A caller may go away at any moment, such as a worker whose deadline has passed; sqlx, dropped
+/// within BEGIN, gives the connection back with a transaction open that it knows nothing of. So BEGIN always ends, and a
+/// transaction that nobody waits for any more is rolled back as it is dropped.
+async fn begin(connection: &DatabaseConnection, options: TransactionOptions) -> Result<DatabaseTransaction, Error> {
+    let connection = connection.clone();
+    let begun = tokio::spawn(async move { connection.begin_with_options(options).await }).await;
+    match begun.map_err(JoinError::try_into_panic) {
+        Ok(transaction) => Ok(transaction?),
+        Err(Ok(panic)) => std::panic::resume_unwind(panic),
+        // Only a runtime that ends cancels it, and this with it.
+        Err(Err(_)) => std::future::pending().await,
+    }
 }
 
 /// Counts the attempts of one write.
@@ -80,14 +95,18 @@ impl Attempts {
     }
 }
 
-/// Runs a block with `?` inside one write transaction, over again while it loses conflicts. The block must not keep
-/// anything from an attempt that failed.
+/// Runs a block with `?` inside one write transaction, over again while it loses conflicts; a store that is fenced by a
+/// term first checks that it is the current one. The block must not keep anything from an attempt that failed.
 macro_rules! write {
     ($store:expr, |$transaction:ident| $body:block) => {{
         let mut attempts = $crate::store::transaction::Attempts::default();
         loop {
             let $transaction = $crate::store::transaction::begin_write(&$store.inner.write).await?;
-            let outcome: Result<_, $crate::store::Error> = async { $body }.await;
+            let outcome: Result<_, $crate::store::Error> = async {
+                $crate::store::leader::check_fence(&$transaction, $store.inner.fence).await?;
+                $body
+            }
+            .await;
             if let Some(result) = attempts.settle($transaction, outcome).await {
                 break result;
             }
@@ -133,9 +152,10 @@ fn code_kind(code: &str) -> Kind {
         // serialization_failure, deadlock_detected, lock_not_available; SQLITE_BUSY, _BUSY_RECOVERY, _BUSY_SNAPSHOT,
         // _BUSY_TIMEOUT, SQLITE_LOCKED, _LOCKED_SHAREDCACHE.
         "40001" | "40P01" | "55P03" | "5" | "261" | "517" | "773" | "6" | "262" => Kind::Conflict,
-        // query_canceled (our statement timeout), cannot_connect_now, read_only_sql_transaction (a standby, in a failover);
+        // query_canceled (our statement timeout), cannot_connect_now, read_only_sql_transaction (a standby, in a failover),
+        // idle_in_transaction_session_timeout (this process was frozen);
         // SQLITE_IOERR, SQLITE_FULL.
-        "57014" | "57P03" | "25006" | "10" | "13" => Kind::Unavailable,
+        "57014" | "57P03" | "25006" | "25P03" | "10" | "13" => Kind::Unavailable,
         // connection exceptions, insufficient resources, operator intervention, system errors.
         _ if code.len() == 5 && ["08", "53", "57", "58"].contains(&&code[..2]) => Kind::Unavailable,
         // The low byte of an extended SQLite code is its primary code.
@@ -167,7 +187,7 @@ mod tests {
         for conflict in ["40001", "40P01", "5", "517"] {
             assert_eq!(code_kind(conflict), Kind::Conflict, "{conflict}");
         }
-        for unavailable in ["08006", "53300", "57P01", "57P03", "10", "13", "266", "1034"] {
+        for unavailable in ["08006", "25P03", "53300", "57P01", "57P03", "10", "13", "266", "1034"] {
             assert_eq!(code_kind(unavailable), Kind::Unavailable, "{unavailable}");
         }
         for other in ["23505", "23503", "42P01", "1555", "2067", "787", "275", "19", ""] {

@@ -11,7 +11,8 @@ use millrace_common::{
 use secrecy::SecretString;
 use serde::{Deserialize, Serialize};
 
-pub use crate::protocol::{NewShard, ShardPhase};
+use crate::events::NewEvent;
+pub use crate::protocol::{NewShard, ShardPhase, Window};
 
 /// A pipe to store.
 #[derive(Debug, Clone)]
@@ -41,6 +42,8 @@ pub struct PipeChange {
     pub desired: Option<DesiredState>,
     /// What is promised in effect.
     pub effective: Option<Effective>,
+    /// What to tell of it, if anything is changed.
+    pub events: Vec<NewEvent>,
 }
 
 /// A pipe as stored.
@@ -79,6 +82,9 @@ pub struct Effective {
     pub delivery: Delivery,
     /// Why it is that.
     pub reason: String,
+    /// How far back the destination remembers insert tokens, where that is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub window: Option<Window>,
 }
 
 /// Trouble of a pipe.
@@ -200,6 +206,8 @@ pub struct StoredShard {
     pub open_batches: u32,
     /// Batches committed.
     pub committed_batches: u64,
+    /// All records that arrived before this lie before the checkpoint, as far as that is known.
+    pub complete_until: Option<Timestamp>,
 }
 
 /// A pipe with its shards and open batches, all read at one moment.

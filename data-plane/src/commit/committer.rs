@@ -3,6 +3,7 @@
 //! Invariants:
 //! - the bytes and the token of a batch are the same at every attempt, by whomever;
 //! - the error table is written before the table, so that a batch that is in the table is wholly delivered;
+//! - while ClickHouse is in trouble, what was sent first is tried first;
 //! - nothing here gives up: a batch ends by being committed, or by being dropped with its lease.
 
 use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
@@ -10,25 +11,24 @@ use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
 use bytes::Bytes;
 use millrace_common::{
     batch::OpenBatch,
+    fail_point,
     ids::{BatchId, Epoch, PipeUid, Revision, ShardId},
     pipe::Delivery,
     retry::Backoff,
 };
 use parking_lot::RwLock;
+use tokio::time::Instant;
 
-use super::control::{ControlPlane, Error};
+use super::{
+    control::{ControlPlane, Error},
+    line::{Line, Place},
+    patience::{self, Patience, RETRY, Show},
+};
 use crate::{
     lane::fault::{Fault, Faults, Part},
-    sink::clickhouse::{Class, Insert, InsertError, Sink},
+    sink::clickhouse::{Insert, InsertError, Sink},
     source::Permit,
 };
-
-/// Waits between attempts that may soon succeed.
-const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(30));
-/// Waits when ClickHouse asks for less.
-const LOAD_RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
-/// Failed attempts in a row before it is shown: a connection that was closed while idle is no news.
-const ATTEMPTS_BEFORE_FAULT: u32 = 2;
 
 /// A block ready to be sent.
 #[derive(Clone)]
@@ -182,6 +182,7 @@ pub struct Committer {
     targets: Targets,
     faults: Faults,
     probe_interval: Duration,
+    line: Line,
 }
 
 impl Committer {
@@ -192,6 +193,7 @@ impl Committer {
             targets,
             faults,
             probe_interval,
+            line: Line::default(),
         }
     }
 
@@ -200,8 +202,10 @@ impl Committer {
     /// # Errors
     /// The control plane's words, if it refuses.
     pub async fn prepare(&self, claim: Claim, built: Built) -> Result<Prepared, String> {
+        fail_point!("worker.prepare.before");
         self.call(&claim, "PrepareBatch", || self.control.prepare(&claim))
             .await?;
+        fail_point!("worker.prepare.after");
         Ok(Prepared(Box::new(Load { claim, built })))
     }
 
@@ -211,7 +215,10 @@ impl Committer {
     /// The control plane's words, if it refuses.
     pub async fn commit(&self, sent: Sent) -> Result<(), String> {
         let claim = &sent.0.claim;
-        self.call(claim, "CommitBatch", || self.control.commit(claim)).await
+        fail_point!("worker.commit.before");
+        self.call(claim, "CommitBatch", || self.control.commit(claim)).await?;
+        fail_point!("worker.commit.after");
+        Ok(())
     }
 
     async fn call<'a>(
@@ -253,25 +260,36 @@ impl Committer {
     pub async fn send(&self, prepared: Prepared) -> Sent {
         let load = prepared.0;
         let batch = &load.built.batch;
+        fail_point!("worker.send.before");
+        let place = self.line.enter();
         if let Some(errors) = &load.built.errors {
-            self.insert(batch, errors, &format!("{}:errors", batch.id), |target| {
-                &target.error_table
-            })
-            .await;
+            let token = format!("{}:errors", batch.id);
+            self.insert(batch, errors, &token, &place, |target| &target.error_table)
+                .await;
+            fail_point!("worker.send.errors_inserted");
         }
         if let Some(rows) = &load.built.rows {
-            self.insert(batch, rows, &batch.id.to_string(), |target| &target.table)
+            self.insert(batch, rows, &batch.id.to_string(), &place, |target| &target.table)
                 .await;
+            fail_point!("worker.send.rows_inserted");
         }
         Sent(load)
     }
 
-    async fn insert(&self, batch: &OpenBatch, body: &Body, token: &str, table: impl Fn(&Target) -> &String) {
+    async fn insert(
+        &self,
+        batch: &OpenBatch,
+        body: &Body,
+        token: &str,
+        place: &Place,
+        table: impl Fn(&Target) -> &String,
+    ) {
         let part = Part::Batch(batch.id);
-        let (mut retry, mut load_retry) = (Backoff::new(RETRY.0, RETRY.1), Backoff::new(LOAD_RETRY.0, LOAD_RETRY.1));
+        let mut patience = Patience::new(self.probe_interval);
         let mut attempt = 0_u32;
         loop {
             attempt += 1;
+            place.turn().await;
             let Some(target) = self.targets.get(batch.revision) else {
                 let message = format!(
                     "revision {} of the pipe, which batch {} belongs to, is not known",
@@ -297,25 +315,24 @@ impl Committer {
                 return;
             };
             tracing::debug!(batch = %batch.id, table, attempt, error = %error, "insert failed");
-            if attempt >= ATTEMPTS_BEFORE_FAULT || !matches!(error.class, Class::Retry | Class::Load) {
-                self.faults.set(part.clone(), fault(&error, table));
+            place.set_troubled(patience::holds_others_back(error.class));
+            let next = patience.failed(&error, Instant::now());
+            match next.show {
+                Show::Nothing => {}
+                Show::Passing => self.faults.set(part.clone(), fault(&error, table, false)),
+                Show::Permanent => self.faults.set(part.clone(), fault(&error, table, true)),
             }
-            let delay = match error.class {
-                Class::Retry => retry.delay(),
-                Class::Load => load_retry.delay(),
-                Class::Schema | Class::Pause | Class::Poison | Class::Bug => self.probe_interval,
-            };
-            tokio::time::sleep(delay).await;
+            tokio::time::sleep(next.delay).await;
         }
     }
 }
 
 /// What a refused insert means for the lane.
-fn fault(error: &InsertError, table: &str) -> Fault {
+fn fault(error: &InsertError, table: &str, permanent: bool) -> Fault {
     let message = format!("insert into {table}: {error}: {}", error.remedy());
     Fault {
         reason: error.reason(),
         message,
-        permanent: error.is_permanent(),
+        permanent,
     }
 }

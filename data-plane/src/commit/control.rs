@@ -8,7 +8,7 @@ use millrace_proto::worker::v1::{self as wire, worker_service_client::WorkerServ
 use tonic::{Code, Request, Status, transport::Channel};
 
 use super::Claim;
-use crate::session::convert;
+use crate::session::{convert, planes::ControlPlanes};
 
 /// How long one call may take: a database transaction and a round trip.
 const CALL_DEADLINE: Duration = Duration::from_secs(10);
@@ -44,20 +44,42 @@ pub trait ControlPlane: fmt::Debug + Send + Sync {
     fn commit<'a>(&'a self, claim: &'a Claim) -> BoxFuture<'a, Result<(), Error>>;
 }
 
-/// The control plane over gRPC.
+/// The control plane over gRPC: whichever of them the session has chosen, since all answer these calls.
 #[derive(Debug)]
 pub struct GrpcControlPlane {
     worker: WorkerInstance,
-    client: WorkerServiceClient<Channel>,
+    planes: ControlPlanes,
 }
 
 impl GrpcControlPlane {
     /// Speaks for `worker`.
-    pub fn new(worker: WorkerInstance, channel: Channel) -> Self {
+    pub fn new(worker: WorkerInstance, planes: ControlPlanes) -> Self {
+        Self { worker, planes }
+    }
+
+    /// One call. It is given up when its control plane is found to be away, by whomever; repeating it is harmless.
+    async fn call<T>(
+        &self,
+        call: impl AsyncFnOnce(WorkerServiceClient<Channel>) -> Result<T, Status>,
+    ) -> Result<(), Error> {
+        let unavailable = |message: String| Error::Unavailable { message };
+        let (url, channel) = self.planes.current().map_err(|error| unavailable(error.to_string()))?;
         let client = WorkerServiceClient::new(channel)
             .max_decoding_message_size(grpc::MAX_MESSAGE_BYTES)
             .max_encoding_message_size(grpc::MAX_MESSAGE_BYTES);
-        Self { worker, client }
+        let answer = tokio::select! {
+            biased;
+            answer = call(client) => answer,
+            () = self.planes.given_up(&url) => return Err(unavailable(format!("{url} was given up"))),
+        };
+        let Err(status) = answer else { return Ok(()) };
+        // What a control plane says has a reason; without one nobody answered. One that is only slow, as its database may be,
+        // is known by its session, which beats meanwhile or does not.
+        let slow = matches!(status.code(), Code::Cancelled | Code::DeadlineExceeded);
+        if error::reason(&status).is_none() && !slow {
+            self.planes.unreachable(&url);
+        }
+        Err(classify(&status))
     }
 }
 
@@ -70,14 +92,7 @@ impl ControlPlane for GrpcControlPlane {
             records: claim.batch.counts.records,
             bytes: claim.batch.counts.bytes,
         });
-        let mut client = self.client.clone();
-        Box::pin(async move {
-            client
-                .prepare_batch(request)
-                .await
-                .map(drop)
-                .map_err(|status| classify(&status))
-        })
+        Box::pin(self.call(async move |mut client| client.prepare_batch(request).await))
     }
 
     fn commit<'a>(&'a self, claim: &'a Claim) -> BoxFuture<'a, Result<(), Error>> {
@@ -92,14 +107,7 @@ impl ControlPlane for GrpcControlPlane {
             records: counts.records,
             bytes: counts.bytes,
         });
-        let mut client = self.client.clone();
-        Box::pin(async move {
-            client
-                .commit_batch(request)
-                .await
-                .map(drop)
-                .map_err(|status| classify(&status))
-        })
+        Box::pin(self.call(async move |mut client| client.commit_batch(request).await))
     }
 }
 

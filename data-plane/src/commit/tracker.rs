@@ -3,14 +3,18 @@
 //!
 //! ```text
 //!   Building -> Built -> Preparing -> Prepared -> Sending -> Sent -> Committing -> (gone)
-//!                          one at a time,   ^       side by side       the oldest of each
-//!                          oldest first     |                          of its shards first
+//!                          one at a time,   ^       once the older      the oldest of each
+//!                          oldest first     |       of its shards       of its shards first
+//!                                           |       are sent
 //!                              Rebuilding --'  (a replay: it was prepared by an earlier owner)
 //! ```
 //!
 //! Invariants:
 //! - the batches of a shard are prepared and committed in the order in which they were built;
 //! - a batch is sent only after it was prepared;
+//! - the batches of a shard are sent one after the other, each once ClickHouse has acknowledged the one before. So the
+//!   rows of a partition key come to the table in the order of their records, whatever is retried how often, and a table
+//!   that keeps the last inserted row of a key keeps the right one;
 //! - when a shard is lost, no batch of it stays, and for every other shard what stays is a prefix of what was there.
 
 use std::collections::{BTreeSet, VecDeque};
@@ -46,7 +50,7 @@ pub enum Admission {
     Unrecorded,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 enum Phase {
     Building,
     Built,
@@ -65,7 +69,7 @@ impl Phase {
     }
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct Entry {
     id: BatchId,
     shards: BTreeSet<ShardId>,
@@ -92,7 +96,7 @@ pub struct Dropped {
 }
 
 /// The open batches of a lane, oldest first.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 pub struct Tracker {
     entries: VecDeque<Entry>,
 }
@@ -180,21 +184,27 @@ impl Tracker {
     }
 
     fn next_commit(&mut self) -> Option<Step> {
-        let mut blocked = BTreeSet::new();
-        let mut found = None;
-        for (index, entry) in self.entries.iter().enumerate() {
-            if entry.phase == Phase::Sent && !entry.touches(&blocked) {
-                found = Some(index);
-                break;
-            }
-            blocked.extend(entry.shards.iter().cloned());
-        }
-        self.begin(found?, Phase::Committing).map(Step::Commit)
+        let index = self.oldest(Phase::Sent, |_| true)?;
+        self.begin(index, Phase::Committing).map(Step::Commit)
     }
 
     fn next_send(&mut self) -> Option<Step> {
-        let index = self.entries.iter().position(|entry| entry.phase == Phase::Prepared)?;
+        let index = self.oldest(Phase::Prepared, |phase| phase < Phase::Sent)?;
         self.begin(index, Phase::Sending).map(Step::Send)
+    }
+
+    /// The first batch of a phase that shares no shard with an older one that it has to wait for.
+    fn oldest(&self, wanted: Phase, waits_for: impl Fn(Phase) -> bool) -> Option<usize> {
+        let mut blocked = BTreeSet::new();
+        for (index, entry) in self.entries.iter().enumerate() {
+            if entry.phase == wanted && !entry.touches(&blocked) {
+                return Some(index);
+            }
+            if waits_for(entry.phase) {
+                blocked.extend(entry.shards.iter().cloned());
+            }
+        }
+        None
     }
 
     fn next_prepare(&mut self) -> Option<Step> {

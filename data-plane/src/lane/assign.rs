@@ -8,10 +8,12 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
+    time::Duration,
 };
 
 use millrace_common::{
     batch::OpenBatch,
+    fail_point,
     ids::{BatchId, ShardId},
     position::Position,
 };
@@ -142,7 +144,7 @@ impl Lane {
         if batch.slices.is_empty() || !batch.slices.iter().all(|slice| fresh(&slice.shard)) {
             return;
         }
-        tracing::info!(batch = %batch.id, revision = batch.revision.0, slices = batch.slices.len(), "replaying");
+        tracing::info!(batch = %batch.id, revision = batch.revision.0, slices = batch.slices.len(), rows = batch.counts.rows, "replaying");
         for slice in &batch.slices {
             if let Some(shard) = self.shards.get_mut(&slice.shard) {
                 shard.replays.insert(batch.id);
@@ -195,6 +197,7 @@ impl Lane {
         if self.replay_of == Some(id) {
             self.replay.abort_all();
         }
+        self.unreadable.take_if(|unreadable| *unreadable == id);
         self.faults.clear(&Part::Replay(id));
         let Some(open) = self.open.remove(&id) else {
             return BTreeMap::new();
@@ -204,9 +207,14 @@ impl Lane {
         open.froms
     }
 
-    /// Shards that could not be drained in time go as they are: their recorded batches stay open for the next owner.
+    /// Shards that could not be drained in time go as they are: their recorded batches stay open for the next owner. In a
+    /// lane that stands still for good that is known at once.
     pub(super) fn give_up_slow_releases(&mut self, now: Instant) {
-        let patience = self.context.settings.release_patience;
+        let patience = if self.halted {
+            Duration::ZERO
+        } else {
+            self.context.settings.release_patience
+        };
         let slow = |(id, shard): (&ShardId, &Shard)| {
             shard
                 .releasing
@@ -226,6 +234,7 @@ impl Lane {
         };
         let drained: Vec<_> = self.shards.iter().filter_map(drained).collect();
         for id in drained {
+            fail_point!("worker.release.drained");
             tracing::info!(shard = %id, "released");
             self.shards.remove(&id);
             self.faults.clear(&Self::shard_fault(&id));
@@ -234,6 +243,7 @@ impl Lane {
     }
 }
 
-fn list<T: ToString>(ids: impl IntoIterator<Item = T>) -> String {
+/// For logs.
+pub(super) fn list<T: ToString>(ids: impl IntoIterator<Item = T>) -> String {
     ids.into_iter().map(|id| id.to_string()).collect::<Vec<_>>().join(" ")
 }

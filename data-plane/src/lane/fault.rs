@@ -90,7 +90,7 @@ impl Faults {
                 message,
                 permanent,
             } = &fault;
-            tracing::warn!(reason, message, permanent, "the lane cannot move");
+            tracing::warn!(reason, detail = message, permanent, "the lane cannot move");
             faults.insert(part, fault);
         }
         self.0.changed.notify_one();

@@ -182,6 +182,7 @@ mod tests {
             last: numbers.last().map(|n| number(*n)),
             lag: None,
             end: None,
+            complete_until: None,
             permit,
         }
     }

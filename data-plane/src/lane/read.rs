@@ -2,7 +2,11 @@
 
 use std::sync::Arc;
 
-use millrace_common::{error::Retry, ids::ShardId, position::Position};
+use millrace_common::{
+    error::Retry,
+    ids::{BatchId, ShardId},
+    position::Position,
+};
 use tokio::{
     sync::{mpsc, watch},
     time::Instant,
@@ -15,6 +19,7 @@ use super::{
     Lane,
     fault::{Fault, Faults, Part},
     shard::Reading,
+    status::DataGap,
 };
 use crate::source::{
     self, Page, Trouble,
@@ -45,9 +50,13 @@ impl Lane {
             let (attempt, stop) = (self.attempts, CancellationToken::new());
             let mut options = ReaderOptions::new(recipe.spec.source.stream.clone(), id.clone(), shard.read_to.clone());
             options.limits = recipe.limits;
+            options.complete_until = shard.progress.complete_until();
+            options.end = recipe.spec.source.end;
+            options.clock = self.context.clock.clone();
             let reader = Reader::new(recipe.client.clone(), options);
             let (out, pages) = mpsc::channel(PAGES_AHEAD);
             self.pages.insert(id.clone(), ReceiverStream::new(pages));
+            shard.gap = None;
             shard.reading = Reading::By {
                 attempt,
                 _stop: stop.clone().drop_guard(),
@@ -83,11 +92,17 @@ impl Lane {
     pub(super) fn on_page(&mut self, id: &ShardId, page: Page) {
         let Some(shard) = self.shards.get_mut(id) else { return };
         let now = Instant::now();
+        if !std::mem::replace(&mut shard.heard, true) {
+            tracing::info!(shard = %id, epoch = shard.epoch.0, records = page.records.len(), "reading");
+        }
         shard.count(page.records.iter().map(|record| record.data.len() as u64).sum(), now);
         if let Some(last) = &page.last {
             shard.read_to = Position::After(last.clone());
         }
         shard.lag = page.lag.or(shard.lag);
+        if let Some(time) = page.complete_until {
+            shard.progress.read(page.last.clone(), time);
+        }
         let ended = page.end.is_some();
         if let Some(end) = &page.end {
             tracing::info!(shard = %id, children = end.children.len(), "end of shard");
@@ -118,6 +133,7 @@ impl Lane {
                 self.faults.clear(&Part::Shard(id));
             }
             Err(error) => {
+                shard.gap = data_gap(&error, &shard.read_to, None);
                 shard.reading = match error.retry() {
                     Retry::Never => Reading::Over,
                     Retry::Backoff => Reading::Until(Instant::now() + self.context.settings.probe_interval),
@@ -126,6 +142,35 @@ impl Lane {
                 self.faults.set(Part::Shard(id), source_fault(&error));
             }
         }
+    }
+}
+
+/// The gap that a reader found, if it is one.
+pub(super) fn data_gap(error: &source::Error, position: &Position, batch: Option<BatchId>) -> Option<DataGap> {
+    match error {
+        source::Error::PositionExpired {
+            message,
+            from,
+            to,
+            shard_gone,
+            ..
+        } => Some(DataGap {
+            position: position.clone(),
+            batch,
+            from: *from,
+            to: *to,
+            shard_gone: *shard_gone,
+            message: message.clone(),
+        }),
+        source::Error::RecordMissing { .. } => Some(DataGap {
+            position: position.clone(),
+            batch,
+            from: None,
+            to: None,
+            shard_gone: false,
+            message: error.to_string(),
+        }),
+        source::Error::StreamRecreated { .. } | source::Error::Refused { .. } => None,
     }
 }
 

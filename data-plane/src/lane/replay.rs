@@ -3,13 +3,19 @@
 //! Its slices are read exactly, side by side, and then built in their recorded order by the function that built them the
 //! first time. Whether it is the same batch is not judged here but by [`Prepared::replayed`](crate::commit::Prepared).
 
-use std::{collections::VecDeque, sync::Arc};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::Arc,
+};
 
 use futures::future::try_join_all;
+use jiff::Timestamp;
 use millrace_common::{
     batch::OpenBatch,
+    clock::Clock,
     error::Retry,
-    ids::{BatchId, PipeUid},
+    fail_point,
+    ids::{BatchId, PipeUid, ShardId},
     position::Slice,
 };
 use tokio::{sync::mpsc, task, time::Instant};
@@ -19,8 +25,9 @@ use super::{
     build::{Job, build},
     fault::{Faults, Part},
     queue::{Pending, Run},
-    read::{show_trouble, source_fault},
+    read::{data_gap, show_trouble, source_fault},
     recipe::Recipe,
+    status::DataGap,
 };
 use crate::{
     commit::Built,
@@ -33,21 +40,48 @@ use crate::{
 /// Pages that a reader may be ahead.
 const PAGES_AHEAD: usize = 1;
 
-/// A batch was built again, or there is no record in its slices: `None`.
+/// A batch was built again; or there is no record in its slices: neither `built` nor `gap`; or they are gone.
 #[derive(Debug)]
 pub(super) struct Replayed {
     pub id: BatchId,
     pub built: Option<Built>,
+    /// The shard whose records are gone, and what is known of that.
+    pub gap: Option<(ShardId, DataGap)>,
 }
 
-/// Reads the batch's slices and builds it. Does not return while its records cannot be read.
-pub(super) async fn replay(pipe: PipeUid, recipe: Arc<Recipe>, batch: OpenBatch, faults: Faults) -> Replayed {
+/// What tells how old positions are.
+#[derive(Debug, Clone)]
+pub(super) struct Ages {
+    pub clock: Clock,
+    pub complete_until: BTreeMap<ShardId, Timestamp>,
+}
+
+/// Reads the batch's slices and builds it. Does not return while its records cannot be read, unless they are gone.
+pub(super) async fn replay(
+    pipe: PipeUid,
+    recipe: Arc<Recipe>,
+    batch: OpenBatch,
+    faults: Faults,
+    ages: Ages,
+) -> Replayed {
     let part = Part::Replay(batch.id);
     let runs = loop {
-        match try_join_all(batch.slices.iter().map(|slice| read(&recipe, slice, &faults, &part))).await {
+        let (recipe, faults, part, ages) = (&recipe, &faults, &part, &ages);
+        let reads = batch.slices.iter().map(|slice| async move {
+            let run = read(recipe, slice, faults, part, ages).await;
+            run.map_err(|error| (slice, error))
+        });
+        match try_join_all(reads).await {
             Ok(runs) => break runs,
-            Err(error) => {
+            Err((slice, error)) => {
                 faults.set(part.clone(), source_fault(&error));
+                if let Some(gap) = data_gap(&error, &slice.from_exclusive, Some(batch.id)) {
+                    return Replayed {
+                        id: batch.id,
+                        built: None,
+                        gap: Some((slice.shard.clone(), gap)),
+                    };
+                }
                 match error.retry() {
                     Retry::After(delay) => tokio::time::sleep(delay).await,
                     // Its records are gone: until a person acts, nothing of its shards may move.
@@ -57,6 +91,7 @@ pub(super) async fn replay(pipe: PipeUid, recipe: Arc<Recipe>, batch: OpenBatch,
         }
     };
     faults.clear(&part);
+    fail_point!("worker.replay.read");
     let job = Job {
         id: batch.id,
         pipe,
@@ -69,21 +104,25 @@ pub(super) async fn replay(pipe: PipeUid, recipe: Arc<Recipe>, batch: OpenBatch,
         Ok(outcome) => Replayed {
             id: batch.id,
             built: outcome.built,
+            gap: None,
         },
         Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
         Err(_) => Replayed {
             id: batch.id,
             built: None,
+            gap: None,
         },
     }
 }
 
 /// The records of one slice.
-async fn read(recipe: &Recipe, slice: &Slice, faults: &Faults, part: &Part) -> Result<Run, source::Error> {
+async fn read(recipe: &Recipe, slice: &Slice, faults: &Faults, part: &Part, ages: &Ages) -> Result<Run, source::Error> {
     let stream = recipe.spec.source.stream.clone();
     let mut options =
         ReaderOptions::new(stream, slice.shard.clone(), slice.from_exclusive.clone()).until(slice.to_inclusive.clone());
     options.limits = recipe.limits;
+    options.complete_until = ages.complete_until.get(&slice.shard).copied();
+    options.clock = ages.clock.clone();
     let reader = Reader::new(recipe.client.clone(), options);
     let trouble = reader.trouble();
     let (out, mut pages) = mpsc::channel::<Page>(PAGES_AHEAD);

@@ -9,7 +9,11 @@ use millrace_common::{
 use tokio::time::Instant;
 use tokio_util::sync::DropGuard;
 
-use super::{spec::Grant, status::ShardStatus};
+use super::{
+    progress::Progress,
+    spec::Grant,
+    status::{DataGap, ShardStatus},
+};
 use crate::source::ChildShard;
 
 /// Time over which the rate of a shard is averaged.
@@ -68,7 +72,13 @@ pub(super) struct Shard {
     pub ended: Option<Vec<ChildShard>>,
     /// How far behind the newest record the reader is.
     pub lag: Option<Duration>,
+    /// Up to when it is complete.
+    pub progress: Progress,
+    /// Why it stands still, if that is because records may be gone.
+    pub gap: Option<DataGap>,
     pub reading: Reading,
+    /// Kinesis has answered under this lease.
+    pub heard: bool,
     meter: Meter,
 }
 
@@ -82,7 +92,10 @@ impl Shard {
             releasing: None,
             ended: None,
             lag: None,
+            progress: Progress::new(grant.complete_until),
+            gap: None,
             reading: Reading::Not,
+            heard: false,
             meter: Meter { rate: 0.0, at: now },
         }
     }
@@ -97,6 +110,8 @@ impl Shard {
         self.next_from = to.clone();
         self.read_to = to;
         self.ended = None;
+        self.gap = None;
+        self.progress.rewind();
         self.reading = Reading::Not;
     }
 
@@ -119,6 +134,8 @@ impl Shard {
             lag: self.lag,
             finished: self.ended.clone().filter(|_| settled),
             bytes_per_second: self.meter.read(now),
+            complete_until: self.progress.complete_until(),
+            gap: self.gap.clone(),
         }
     }
 }

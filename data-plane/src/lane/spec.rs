@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeMap, fmt, sync::Arc};
 
+use jiff::Timestamp;
 use millrace_common::{
     aws,
     batch::OpenBatch,
@@ -51,6 +52,8 @@ pub struct Grant {
     pub epoch: Epoch,
     /// Where to read on once the open batches are committed.
     pub start: Position,
+    /// All records that arrived before this lie before the checkpoint, as far as that is known.
+    pub complete_until: Option<Timestamp>,
 }
 
 /// One revision of a pipe.
@@ -85,6 +88,8 @@ pub struct Source {
     pub stream: StreamIdentity,
     /// Where and as whom to call AWS.
     pub access: aws::Access,
+    /// Records that arrived then or later are not read.
+    pub end: Option<Timestamp>,
     /// Of all of this.
     pub fingerprint: Fingerprint,
 }

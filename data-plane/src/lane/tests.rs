@@ -33,6 +33,8 @@ use crate::{
     source::{ChildShard, Record, ShardEnd, kinesis},
 };
 
+mod outage;
+
 /// The longest that any condition here may take.
 const LIMIT: Duration = Duration::from_secs(20);
 
@@ -56,6 +58,7 @@ pub(super) fn spec(delivery: Delivery, clickhouse: &str, columns: Vec<MappedColu
                 },
                 max_attempts: 1,
             },
+            end: None,
             fingerprint: Fingerprint(1),
         },
         destination: Destination {
@@ -120,6 +123,8 @@ struct Seen {
     body: Bytes,
 }
 
+type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
 /// Answers inserts; those to come first with these codes.
 #[derive(Debug, Default)]
 struct ClickHouse {
@@ -127,6 +132,22 @@ struct ClickHouse {
     codes: Mutex<VecDeque<u32>>,
     /// Inserts wait while this is above 0.
     held: AtomicUsize,
+    /// What becomes of inserts that no code is meant for.
+    mood: Mutex<Mood>,
+}
+
+/// How a server treats inserts.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+enum Mood {
+    /// It takes them.
+    #[default]
+    Well,
+    /// It has them fail with this code.
+    Refusing(u32),
+    /// It closes the connection without an answer.
+    Broken,
+    /// It never answers.
+    Silent,
 }
 
 impl ClickHouse {
@@ -150,7 +171,7 @@ impl ClickHouse {
         address
     }
 
-    async fn answer(self: Arc<Self>, request: Request<Incoming>) -> Result<Response<Full<Bytes>>, hyper::Error> {
+    async fn answer(self: Arc<Self>, request: Request<Incoming>) -> Result<Response<Full<Bytes>>, BoxError> {
         let query: BTreeMap<String, String> =
             url::form_urlencoded::parse(request.uri().query().unwrap_or_default().as_bytes())
                 .into_owned()
@@ -169,16 +190,23 @@ impl ClickHouse {
             .next()
             .unwrap_or_default()
             .to_owned();
-        self.seen.lock().push(Seen {
-            table,
-            token: token.clone(),
-            body,
-        });
+        // One without rows only asks what is wrong.
+        if !body.is_empty() {
+            self.seen.lock().push(Seen {
+                table,
+                token: token.clone(),
+                body,
+            });
+        }
         while self.held.load(Ordering::SeqCst) > 0 {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
-        let Some(code) = self.codes.lock().pop_front() else {
-            return Ok(Response::default());
+        let (code, mood) = (self.codes.lock().pop_front(), *self.mood.lock());
+        let code = match (code, mood) {
+            (Some(code), _) | (None, Mood::Refusing(code)) => code,
+            (None, Mood::Well) => return Ok(Response::default()),
+            (None, Mood::Broken) => return Err("broken for the test".into()),
+            (None, Mood::Silent) => return std::future::pending().await,
         };
         let answer = Response::builder()
             .status(500)
@@ -223,6 +251,7 @@ fn grants(of: &[(u8, u64)]) -> BTreeMap<ShardId, Grant> {
     let grant = |epoch: u64| Grant {
         epoch: Epoch(epoch),
         start: Position::TrimHorizon,
+        complete_until: None,
     };
     of.iter().map(|(n, epoch)| (shard(*n), grant(*epoch))).collect()
 }
@@ -256,6 +285,7 @@ impl World {
             budget: budget.clone(),
             board: board.clone(),
             settings,
+            clock: millrace_common::clock::Clock::System,
         };
         let mut lane = Lane::new(context, pipe, receiver, Burned::default());
         lane.orders.mark_changed();
@@ -319,6 +349,7 @@ impl World {
             records: numbers.map(record).collect(),
             lag: Some(Duration::ZERO),
             end: end.then(|| ShardEnd { children: vec![child] }),
+            complete_until: None,
             permit: self.budget.acquire(100).now_or_never().expect("memory"),
         }
     }
@@ -482,6 +513,7 @@ async fn a_refused_batch_costs_its_shards_until_they_are_granted_anew() {
             Grant {
                 epoch: Epoch(2),
                 start: Position::TrimHorizon,
+                complete_until: None,
             },
         ));
     });
@@ -608,6 +640,7 @@ async fn a_recorded_batch_holds_its_shards_back_until_it_is_replayed() {
     world.lane.on_replayed(Some(Replayed {
         id: open.id,
         built: Some(built),
+        gap: None,
     }));
     world
         .until("halted", |world| world.fault() == Some(reason::BATCH_DIVERGED))

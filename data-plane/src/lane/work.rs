@@ -19,7 +19,7 @@ use super::{
     Lane,
     build::{Job, Outcome, build},
     fault::{Fault, Part},
-    replay::{Replayed, replay},
+    replay::{Ages, Replayed, replay},
 };
 use crate::commit::{
     Built, Claim, Prepared, Sent,
@@ -105,7 +105,7 @@ impl Lane {
         let (Some(rules), Some(recipe)) = (self.rules.clone(), self.recipe().map(Arc::clone)) else {
             return;
         };
-        if !rules.is_due(&queued, now) && !self.somebody_waits() {
+        if !rules.is_due(&queued, now) && !self.somebody_waits() && !self.is_short_of_memory() {
             return;
         }
         let id = BatchId::new();
@@ -132,6 +132,12 @@ impl Lane {
         self.shards
             .iter()
             .any(|(id, shard)| waits(shard) && self.queue.holds(id))
+    }
+
+    /// Whether reading stands still for want of memory, and nothing is under way that would free some: a batch may be
+    /// larger than what there is, and would then wait for its time.
+    fn is_short_of_memory(&self) -> bool {
+        self.tracker.is_empty() && self.budget.is_short()
     }
 
     pub(super) fn on_built(&mut self, outcome: Option<Outcome>) {
@@ -249,8 +255,9 @@ impl Lane {
     }
 
     fn committed(&mut self, id: BatchId) {
-        tracing::debug!(batch = %id, "committed");
-        self.open.remove(&id);
+        let open = self.open.remove(&id);
+        let shards = open.as_ref().map(|open| super::assign::list(open.froms.keys()));
+        tracing::debug!(batch = %id, shards, "committed");
         for shard in self.shards.values_mut() {
             shard.replays.remove(&id);
         }
@@ -268,7 +275,7 @@ impl Lane {
 
     /// Rebuilds the oldest batch of an earlier owner.
     pub(super) fn start_replay(&mut self) {
-        if self.halted || !self.replay.is_empty() {
+        if self.halted || !self.replay.is_empty() || self.unreadable.is_some() {
             return;
         }
         let known = |batch: &OpenBatch| self.recipes.contains_key(&batch.revision);
@@ -280,12 +287,30 @@ impl Lane {
         };
         self.replay_of = Some(batch.id);
         let (pipe, faults, batch) = (self.pipe, self.faults.clone(), batch.clone());
-        self.replay.spawn(replay(pipe, recipe, batch, faults).in_current_span());
+        let known =
+            |(id, shard): (&ShardId, &super::shard::Shard)| Some((id.clone(), shard.progress.complete_until()?));
+        let ages = Ages {
+            clock: self.context.clock.clone(),
+            complete_until: self.shards.iter().filter_map(known).collect(),
+        };
+        self.replay
+            .spawn(replay(pipe, recipe, batch, faults, ages).in_current_span());
     }
 
     pub(super) fn on_replayed(&mut self, replayed: Option<Replayed>) {
         self.replay_of = None;
-        let Some(Replayed { id, built }) = replayed else { return };
+        let Some(Replayed { id, built, gap }) = replayed else {
+            return;
+        };
+        if let Some((shard, gap)) = gap {
+            // Until the control plane gives the batch up, or a person does, nothing of its shards may move.
+            if let Some(shard) = self.shards.get_mut(&shard) {
+                shard.gap = Some(gap);
+            }
+            self.unreadable = Some(id);
+            self.show_soon(true);
+            return;
+        }
         let Some(batch) = self.replays.pop_front_if(|batch| batch.id == id) else {
             return;
         };
@@ -306,7 +331,7 @@ impl Lane {
 
     /// Stands still for good, until a person has looked.
     fn halt(&mut self, fault: Fault) {
-        tracing::error!(reason = fault.reason, message = fault.message, "lane halted");
+        tracing::error!(reason = fault.reason, detail = fault.message, "lane halted");
         self.halted = true;
         self.faults.set(Part::Lane, fault);
         self.stop_readers();

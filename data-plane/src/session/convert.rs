@@ -24,7 +24,7 @@ use crate::{
     lane::{
         fault::Fault,
         spec::{Assignment, Destination, Fingerprint, Grant, Source, Spec},
-        status::LaneStatus,
+        status::{DataGap, LaneStatus},
     },
 };
 
@@ -83,6 +83,10 @@ fn timestamp(field: &'static str, value: &prost_types::Timestamp) -> Result<Time
     Timestamp::new(value.seconds, value.nanos).map_err(|error| invalid(field, &error))
 }
 
+fn optional_time(field: &'static str, value: Option<&prost_types::Timestamp>) -> Result<Option<Timestamp>, Error> {
+    value.map(|value| timestamp(field, value)).transpose()
+}
+
 /// The desired state of a worker.
 pub(super) fn assignment_set(set: wire::AssignmentSet) -> Result<AssignmentSet, Error> {
     let lanes = set.lanes.into_iter().map(assignment).collect::<Result<Vec<_>, _>>()?;
@@ -130,6 +134,7 @@ fn assigned_shard(shard: wire::AssignedShard) -> Result<(ShardId, Grant), Error>
         Grant {
             epoch: Epoch(shard.epoch),
             start,
+            complete_until: optional_time("shards.complete_until", shard.complete_until.as_ref())?,
         },
     ))
 }
@@ -191,6 +196,7 @@ fn source(source: wire::KinesisSource) -> Result<Source, Error> {
             credential: credential(kind),
             max_attempts: AWS_ATTEMPTS,
         },
+        end: optional_time("kinesis.end_timestamp", source.end_timestamp.as_ref())?,
         fingerprint,
     })
 }
@@ -343,6 +349,8 @@ fn to_lane_report(pipe: PipeUid, status: LaneStatus) -> wire::LaneReport {
         finished: shard.finished.is_some(),
         children: shard.finished.unwrap_or_default().iter().map(to_child).collect(),
         bytes_per_second: shard.bytes_per_second,
+        complete_until: shard.complete_until.map(to_timestamp),
+        gap: shard.gap.map(to_gap),
     };
     wire::LaneReport {
         pipe_uid: pipe.to_string(),
@@ -352,6 +360,17 @@ fn to_lane_report(pipe: PipeUid, status: LaneStatus) -> wire::LaneReport {
             message: fault.message,
             permanent: fault.permanent,
         }),
+    }
+}
+
+fn to_gap(gap: DataGap) -> wire::DataGap {
+    wire::DataGap {
+        position: Some(to_position(&gap.position)),
+        batch_id: gap.batch.map(|batch| batch.to_string()).unwrap_or_default(),
+        from_time: gap.from.map(to_timestamp),
+        to_time: gap.to.map(to_timestamp),
+        shard_gone: gap.shard_gone,
+        message: gap.message,
     }
 }
 

@@ -3,11 +3,14 @@
 use std::pin::Pin;
 
 use futures::Stream;
-use millrace_common::ids::{Epoch, Incarnation, PipeUid};
+use millrace_common::{
+    error::ApiError,
+    ids::{Epoch, Incarnation, PipeUid},
+};
 use millrace_proto::worker::v1::worker_service_server::{WorkerService, WorkerServiceServer};
 use tokio::net::TcpListener;
 use tokio_stream::{StreamExt as _, wrappers::TcpListenerStream};
-use tonic::{Request, Response};
+use tonic::{Code, Request, Response};
 
 use super::*;
 use crate::lane::status::{LaneStatus, ShardStatus};
@@ -44,12 +47,16 @@ impl Side {
     }
 
     async fn welcome(&mut self, heartbeat: Duration) -> wire::Hello {
+        self.welcome_for(heartbeat, Duration::from_secs(8)).await
+    }
+
+    async fn welcome_for(&mut self, heartbeat: Duration, lease: Duration) -> wire::Hello {
         let session_request::Message::Hello(hello) = self.hear().await else {
             panic!("not a Hello")
         };
         self.answer(session_response::Message::Welcome(wire::Welcome {
             protocol: PROTOCOL,
-            lease_ttl: Some(convert::to_duration(Duration::from_secs(8))),
+            lease_ttl: Some(convert::to_duration(lease)),
             heartbeat_interval: Some(convert::to_duration(heartbeat)),
         }))
         .await;
@@ -67,6 +74,21 @@ impl Side {
 
 struct Control {
     sides: mpsc::Sender<Side>,
+    /// Where it sends workers, if it does not lead.
+    elsewhere: Option<String>,
+}
+
+/// A control plane on a port of its own.
+async fn serve(sides: mpsc::Sender<Side>, elsewhere: Option<String>) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let address = listener.local_addr().expect("an address");
+    let service = WorkerServiceServer::new(Control { sides, elsewhere });
+    tokio::spawn(
+        grpc::server()
+            .add_service(service)
+            .serve_with_incoming(TcpListenerStream::new(listener)),
+    );
+    format!("http://{address}")
 }
 
 #[tonic::async_trait]
@@ -77,6 +99,10 @@ impl WorkerService for Control {
         &self,
         request: Request<Streaming<wire::SessionRequest>>,
     ) -> Result<Response<Self::SessionStream>, Status> {
+        if let Some(leader) = &self.elsewhere {
+            let refusal = ApiError::new(Code::FailedPrecondition, NOT_LEADER, "not here");
+            return Err(refusal.with_metadata(LEADER_METADATA, leader).into());
+        }
         let (answers, answered) = mpsc::channel(8);
         let (saying, said) = mpsc::channel(1_000);
         let mut requests = request.into_inner();
@@ -117,15 +143,12 @@ struct World {
 
 impl World {
     async fn new() -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-        let address = listener.local_addr().expect("an address");
         let (sides_in, sides) = mpsc::channel(8);
-        let service = WorkerServiceServer::new(Control { sides: sides_in });
-        tokio::spawn(
-            grpc::server()
-                .add_service(service)
-                .serve_with_incoming(TcpListenerStream::new(listener)),
-        );
+        let url = serve(sides_in, None).await;
+        Self::of(&[url], sides)
+    }
+
+    fn of(urls: &[String], sides: mpsc::Receiver<Side>) -> Self {
         let board = Board::new();
         let (desired_in, desired) = watch::channel(None);
         let options = Options {
@@ -136,8 +159,8 @@ impl World {
             cores: 2,
             memory_bytes: 100,
         };
-        let channel = grpc::channel(&format!("http://{address}")).expect("a channel");
-        let session = Session::new(options, channel, board.clone(), desired_in);
+        let planes = ControlPlanes::new(urls).expect("URLs");
+        let session = Session::new(options, planes, board.clone(), desired_in);
         let (leave, close) = (CancellationToken::new(), CancellationToken::new());
         let running = tokio::spawn(session.run(leave.clone(), Duration::from_secs(3), close.clone()));
         Self {
@@ -176,6 +199,8 @@ fn status(shard: &str) -> LaneStatus {
         lag: Some(Duration::from_millis(1_500)),
         finished: None,
         bytes_per_second: 7.0,
+        complete_until: None,
+        gap: None,
     };
     LaneStatus {
         shards: vec![shard],
@@ -298,4 +323,44 @@ async fn leaving_is_said_and_the_last_report_comes_before_the_end() {
     );
     drop(side);
     timeout(LIMIT, world.running).await.expect("in time").expect("no panic");
+}
+
+#[tokio::test]
+async fn it_goes_where_it_is_sent_and_passes_over_who_does_not_answer() {
+    let (sides_in, sides) = mpsc::channel(8);
+    let leader = serve(sides_in, None).await;
+    let (nobody, _) = mpsc::channel(1);
+    let follower = serve(nobody, Some(leader)).await;
+    // A port that nobody listens on: what is bound and dropped is free.
+    let gone = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let url = format!("http://{}", gone.local_addr().expect("an address"));
+    drop(gone);
+    let mut world = World::of(&[url, follower], sides);
+    let mut side = world.side().await;
+    side.welcome(Duration::from_millis(100)).await;
+    side.assign(1, Vec::new()).await;
+    world.desired(|set| set.generation == Generation(1)).await;
+}
+
+#[tokio::test]
+async fn a_control_plane_that_says_nothing_is_given_up_and_one_that_beats_is_not() {
+    let mut world = World::new().await;
+    let mut side = world.side().await;
+    let (heartbeat, lease) = (Duration::from_millis(50), Duration::from_millis(400));
+    side.welcome_for(heartbeat, lease).await;
+    // For several times as long as it would wait in silence.
+    for _ in 0..20 {
+        side.answer(session_response::Message::Heartbeat(wire::Heartbeat {}))
+            .await;
+        side.hear_report(|_| true).await;
+    }
+    assert!(world.sides.try_recv().is_err(), "it is still the first session");
+    let silent = Instant::now();
+    let mut side = world.side().await;
+    assert!(
+        silent.elapsed() >= lease / 2 - heartbeat,
+        "given up after {:?}",
+        silent.elapsed()
+    );
+    side.welcome(heartbeat).await;
 }

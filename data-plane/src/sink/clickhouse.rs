@@ -28,9 +28,13 @@ use rustls::ClientConfig;
 use secrecy::{ExposeSecret as _, SecretString};
 use url::Url;
 
-use self::{classify::code, http::Http, server::Optional};
+use self::{
+    classify::code,
+    http::{Broken, Http, NoAnswer},
+    server::Optional,
+};
 pub use self::{
-    classify::{Class, by_code, by_status},
+    classify::{CODES, Class, by_code, by_status},
     insert::{Insert, InsertError, Inserted},
 };
 
@@ -149,9 +153,9 @@ impl Sink {
         let server = self.server().await?;
         let query = insert::url_query(&self.shared.database, &insert, server.optional)?;
         let uri = self.uri(&query)?;
-        let result = match server.http.post(uri, insert.body).await {
+        let result = match server.http.post(uri, insert.body.clone()).await {
             Ok(answer) => insert::outcome(&answer),
-            Err(no_answer) => Err(InsertError::unreachable(no_answer.message)),
+            Err(no_answer) => Err(self.cause(&server, insert, no_answer).await),
         };
         if let Err(error) = &result
             && (error.status.is_none() || error.code == Some(code::UNKNOWN_SETTING))
@@ -160,6 +164,36 @@ impl Sink {
             *self.shared.server.lock() = None;
         }
         result
+    }
+
+    /// Why an attempt has no answer. A server that refuses the statement does not read the block: it answers, closes, and
+    /// the answer is lost in the reset that the rest of the block meets. So the same statement is sent again without
+    /// rows, which writes nothing, and its refusal, if it has one, is the cause.
+    async fn cause(&self, server: &Server, insert: Insert<'_>, no_answer: NoAnswer) -> InsertError {
+        let unknown = InsertError::unreachable(no_answer.message);
+        if no_answer.how != Broken::Sending {
+            return unknown;
+        }
+        let query_id = format!("{}-why", insert.query_id);
+        let without_rows = Insert {
+            body: Bytes::new(),
+            lz4: false,
+            query_id: &query_id,
+            ..insert
+        };
+        let asked =
+            insert::url_query(&self.shared.database, &without_rows, server.optional).and_then(|query| self.uri(&query));
+        let Ok(uri) = asked else { return unknown };
+        match server
+            .http
+            .post(uri, Bytes::new())
+            .await
+            .map(|answer| insert::outcome(&answer))
+        {
+            // Without a code it may be anybody's answer.
+            Ok(Err(refused)) if refused.code.is_some() => refused,
+            Ok(_) | Err(_) => unknown,
+        }
     }
 
     async fn server(&self) -> Result<Server, InsertError> {

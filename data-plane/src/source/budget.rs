@@ -1,8 +1,13 @@
 //! The byte budget that bounds a worker's memory.
 //!
 //! A reader takes a [`Permit`] for the most that a call may bring before it calls, resizes it to what came, and sends
-//! it along with the bytes; dropping it gives the bytes back. Waiters are served in the order in which they came, so a
-//! large request cannot be starved by small ones.
+//! it along with the bytes; dropping it gives the bytes back. Waiters of one user are served in the order in which they
+//! came, so a large request cannot be starved by small ones.
+//!
+//! Each lane has a *part* of the worker's budget. A part may hold as many bytes as it leaves to the others: it gets more
+//! only while, after that, at least as much is free as it holds. So a lane that is alone gets half, two that do not drain
+//! get a third each, and however many do not drain, there is as much left for the next one as for each of them. A part
+//! that holds nothing gets its first bytes whenever they are free.
 //!
 //! A page may turn out larger than its permit, or than the whole budget. Its bytes are in memory by then, so the
 //! permit grows at once and the budget runs a debt, which returned bytes pay off before anyone else gets any. A single
@@ -10,76 +15,176 @@
 //!
 //! It counts payload, not the allocator's view: a response being parsed costs more than its page for a moment.
 
-use std::{cmp::Ordering, mem, sync::Arc};
+use std::{
+    cmp::Ordering,
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    mem,
+    sync::Arc,
+};
 
 use parking_lot::Mutex;
-use tokio::sync::Semaphore;
+use tokio::sync::oneshot;
 
-/// Most bytes that one request may ask for at once, because tokio's semaphore takes a `u32`.
-const MAX_REQUEST: usize = u32::MAX as usize;
+/// What holds of the whole budget itself instead of one of its parts.
+const WHOLE: u64 = 0;
 
-/// A number of bytes that many share.
+/// A number of bytes that many share, or one user's part of it.
 #[derive(Debug)]
 pub struct Budget {
+    shared: Arc<Shared>,
+    part: u64,
+}
+
+#[derive(Debug)]
+struct Shared {
     total: usize,
-    free: Semaphore,
-    /// Bytes that are held beyond `total`.
-    debt: Mutex<usize>,
-    parent: Option<Arc<Budget>>,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// Bytes that are held; more than there are while there is a debt.
+    held: usize,
+    /// Those of each part.
+    parts: BTreeMap<u64, usize>,
+    /// In the order in which they came.
+    waiters: VecDeque<Waiter>,
+    names: u64,
+}
+
+#[derive(Debug)]
+struct Waiter {
+    id: u64,
+    part: u64,
+    bytes: usize,
+    granted: oneshot::Sender<()>,
+}
+
+impl State {
+    fn name(&mut self) -> u64 {
+        self.names += 1;
+        self.names
+    }
+
+    fn fits(&self, total: usize, part: u64, bytes: usize) -> bool {
+        let free = total.saturating_sub(self.held);
+        let own = self.parts.get(&part).copied().unwrap_or_default();
+        bytes <= free && (own == 0 || own + bytes <= free - bytes)
+    }
+
+    fn take(&mut self, part: u64, bytes: usize) {
+        self.held += bytes;
+        if let Some(own) = self.parts.get_mut(&part) {
+            *own += bytes;
+        }
+    }
+
+    fn give_back(&mut self, part: u64, bytes: usize) {
+        self.held = self.held.saturating_sub(bytes);
+        if let Some(own) = self.parts.get_mut(&part) {
+            *own = own.saturating_sub(bytes);
+        }
+    }
+
+    /// Grants what can be granted: who waits holds up only what comes after it in its own part.
+    fn serve(&mut self, total: usize) {
+        let mut passed: BTreeSet<u64> = BTreeSet::new();
+        let mut at = 0;
+        while let Some(Waiter { part, bytes, .. }) = self.waiters.get(at) {
+            let (part, bytes) = (*part, *bytes);
+            if passed.contains(&part) || !self.fits(total, part, bytes) {
+                passed.insert(part);
+                at += 1;
+                continue;
+            }
+            self.take(part, bytes);
+            let gone = self
+                .waiters
+                .remove(at)
+                .is_some_and(|waiter| waiter.granted.send(()).is_err());
+            if gone {
+                self.give_back(part, bytes);
+            }
+        }
+    }
 }
 
 impl Budget {
     /// A budget of `total` bytes, at least one.
     pub fn new(total: usize) -> Arc<Self> {
-        Arc::new(Self::build(total, None))
+        let shared = Shared {
+            total: total.max(1),
+            state: Mutex::default(),
+        };
+        Arc::new(Self {
+            shared: Arc::new(shared),
+            part: WHOLE,
+        })
     }
 
-    /// A part of this budget that never holds more than `limit` bytes of it (but for a page that turns out larger), so
-    /// that one user whose bytes do not drain leaves some for the others.
-    pub fn part(self: &Arc<Self>, limit: usize) -> Arc<Self> {
-        Arc::new(Self::build(limit, Some(Arc::clone(self))))
+    /// One user's part of this budget.
+    pub fn part(self: &Arc<Self>) -> Arc<Self> {
+        let mut state = self.shared.state.lock();
+        let part = state.name();
+        state.parts.insert(part, 0);
+        drop(state);
+        Arc::new(Self {
+            shared: Arc::clone(&self.shared),
+            part,
+        })
     }
 
-    fn build(total: usize, parent: Option<Arc<Budget>>) -> Self {
-        let total = total.clamp(1, Semaphore::MAX_PERMITS);
-        Self {
-            total,
-            free: Semaphore::new(total),
-            debt: Mutex::new(0),
-            parent,
-        }
-    }
-
-    /// Its size in bytes.
+    /// Bytes that there are, for all parts together.
     pub fn total(&self) -> usize {
-        self.total
+        self.shared.total
     }
 
-    /// Bytes that are held now; more than [`Self::total`] while there is a debt.
+    /// Bytes that are held now, of the part if it is one; more than [`Self::total`] while there is a debt.
     pub fn held(&self) -> usize {
-        let debt = self.debt.lock();
-        self.total - self.free.available_permits().min(self.total) + *debt
+        let state = self.shared.state.lock();
+        state.parts.get(&self.part).copied().unwrap_or(state.held)
+    }
+
+    /// Whether somebody waits for bytes of this part.
+    pub fn is_short(&self) -> bool {
+        self.shared
+            .state
+            .lock()
+            .waiters
+            .iter()
+            .any(|waiter| waiter.part == self.part)
     }
 
     /// Waits until `bytes` are free and takes them; no more than the whole budget is ever waited for.
     /// Cancelling the wait gives up the place in the queue and nothing else.
     pub async fn acquire(self: &Arc<Self>, bytes: usize) -> Permit {
-        let bytes = self
-            .levels()
-            .map(|level| level.total)
-            .fold(bytes, usize::min)
-            .min(MAX_REQUEST);
-        let request = u32::try_from(bytes).unwrap_or(u32::MAX);
-        // What was taken goes back by itself if the wait ends half-way.
-        let mut taken = Vec::with_capacity(2);
-        for level in self.levels() {
-            // The semaphore is never closed, so there is always a permit.
-            taken.push(level.free.acquire_many(request).await);
+        let bytes = bytes.min(self.shared.total);
+        let waiting = {
+            let mut state = self.shared.state.lock();
+            let first = state.waiters.iter().all(|waiter| waiter.part != self.part);
+            if first && state.fits(self.shared.total, self.part, bytes) {
+                state.take(self.part, bytes);
+                None
+            } else {
+                let (granted, grant) = oneshot::channel();
+                let (id, part) = (state.name(), self.part);
+                state.waiters.push_back(Waiter {
+                    id,
+                    part,
+                    bytes,
+                    granted,
+                });
+                Some(Waiting {
+                    budget: self,
+                    id,
+                    bytes,
+                    grant: Some(grant),
+                })
+            }
+        };
+        if let Some(waiting) = waiting {
+            waiting.granted().await;
         }
-        taken
-            .into_iter()
-            .flatten()
-            .for_each(tokio::sync::SemaphorePermit::forget);
         Permit {
             budget: Arc::clone(self),
             bytes,
@@ -94,25 +199,56 @@ impl Budget {
         }
     }
 
-    /// This budget and those that it is a part of.
-    fn levels(&self) -> impl Iterator<Item = &Budget> {
-        std::iter::successors(Some(self), |level| level.parent.as_deref())
-    }
-
     fn take_now(&self, bytes: usize) {
-        for level in self.levels() {
-            let mut debt = level.debt.lock();
-            *debt += bytes - level.free.forget_permits(bytes);
-        }
+        self.shared.state.lock().take(self.part, bytes);
     }
 
     fn give_back(&self, bytes: usize) {
-        for level in self.levels() {
-            let mut debt = level.debt.lock();
-            let paid = bytes.min(*debt);
-            *debt -= paid;
-            level.free.add_permits(bytes - paid);
+        let mut state = self.shared.state.lock();
+        state.give_back(self.part, bytes);
+        state.serve(self.shared.total);
+    }
+}
+
+impl Drop for Budget {
+    fn drop(&mut self) {
+        // Its permits and its waiters are gone: they had a share in it.
+        self.shared.state.lock().parts.remove(&self.part);
+    }
+}
+
+/// A place in the queue.
+struct Waiting<'a> {
+    budget: &'a Budget,
+    id: u64,
+    bytes: usize,
+    grant: Option<oneshot::Receiver<()>>,
+}
+
+impl Waiting<'_> {
+    async fn granted(mut self) {
+        if let Some(grant) = &mut self.grant {
+            // The other end is in the queue until it is used.
+            let _ = grant.await;
         }
+        self.grant = None;
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        if self.grant.is_none() {
+            return;
+        }
+        let Shared { total, state } = &*self.budget.shared;
+        let mut state = state.lock();
+        let before = state.waiters.len();
+        state.waiters.retain(|waiter| waiter.id != self.id);
+        if state.waiters.len() == before {
+            // It was granted, and nobody has noticed.
+            state.give_back(self.budget.part, self.bytes);
+        }
+        state.serve(*total);
     }
 }
 
@@ -227,22 +363,57 @@ mod tests {
         assert!(poll!(&mut small).is_ready());
     }
 
+    /// Takes pieces of a part until it gets no more.
+    fn fill(part: &Arc<Budget>, piece: usize) -> Vec<Permit> {
+        std::iter::from_fn(|| ready(part.acquire(piece))).collect()
+    }
+
     #[tokio::test]
-    async fn a_part_is_bounded_and_counts_in_the_whole() {
+    async fn a_part_holds_no_more_than_it_leaves() {
+        let budget = Budget::new(600);
+        let (one, two, three) = (budget.part(), budget.part(), budget.part());
+        let mut stuck = fill(&one, 10);
+        assert_eq!((one.held(), budget.held()), (300, 300), "alone it gets half");
+        stuck.truncate(20);
+        let other = fill(&two, 10);
+        assert_eq!((one.held(), two.held()), (200, 200), "two get a third each");
+        let flowing = fill(&three, 10);
+        assert_eq!(
+            three.held(),
+            100,
+            "and the next has half of what is left, however stuck they are"
+        );
+        assert!(!three.is_short(), "who gave up waiting does not wait");
+        drop((stuck, other, flowing));
+        assert_eq!((budget.held(), one.held()), (0, 0));
+        // The first bytes of a part need only be free; more than there are is never waited for.
+        let all = ready(one.acquire(1_000)).expect("it is all free");
+        assert_eq!(all.bytes(), 600);
+        assert!(ready(two.acquire(1)).is_none());
+        drop(all);
+    }
+
+    #[tokio::test]
+    async fn a_part_that_waits_holds_up_nobody_else() {
         let budget = Budget::new(100);
-        let part = budget.part(40);
-        let held = part.acquire(1_000).await;
-        assert_eq!((held.bytes(), part.held(), budget.held()), (40, 40, 40));
-        assert!(ready(part.acquire(1)).is_none());
-        let other = budget.acquire(60).await;
-        drop(held);
-        assert_eq!((part.held(), budget.held()), (0, 60));
-        // A wait that ends half-way leaves nothing taken in the part.
-        let more = budget.acquire(40).await;
-        assert!(ready(part.acquire(10)).is_none());
-        assert_eq!(part.held(), 0);
-        drop((other, more));
+        let (one, two) = (budget.part(), budget.part());
+        let mut held = ready(one.acquire(50)).expect("free");
+        let mut more = std::pin::pin!(one.acquire(10));
+        assert!(poll!(&mut more).is_pending());
+        assert!(one.is_short() && !two.is_short());
+        let other = ready(two.acquire(20)).expect("the other part has not had its share");
+        held.resize(20);
+        let Poll::Ready(more) = poll!(&mut more) else {
+            panic!("it holds no more than is free now")
+        };
+        assert_eq!((one.held(), two.held(), budget.held()), (30, 20, 50));
+        // A grant that nobody has noticed goes back.
+        let mut unseen = Box::pin(two.acquire(40));
+        assert!(poll!(&mut unseen).is_pending());
+        drop((held, more, other));
+        drop(unseen);
         assert_eq!(budget.held(), 0);
+        assert!(ready(two.acquire(100)).is_some());
     }
 
     #[tokio::test]

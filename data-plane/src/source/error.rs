@@ -5,6 +5,7 @@
 
 use std::time::Duration;
 
+use jiff::Timestamp;
 use millrace_common::{
     error::{Fault, Retry},
     ids::{SequenceNumber, ShardId},
@@ -24,15 +25,21 @@ pub enum Error {
         /// What says so.
         message: String,
     },
-    /// Kinesis no longer knows the position.
-    #[error("Kinesis does not hold {shard} {position} any more: {message}")]
+    /// Records behind the position may have left the stream before they were read.
+    #[error("records of {shard} {position} may have left the stream before they were read: {message}")]
     PositionExpired {
         /// The shard.
         shard: ShardId,
         /// The position.
-        position: Position,
+        position: Box<Position>,
         /// What Kinesis answered.
         message: String,
+        /// What arrived before this was read, if it is known.
+        from: Option<Timestamp>,
+        /// What arrived since this is still there, if it is known.
+        to: Option<Timestamp>,
+        /// Kinesis has no such shard any more.
+        shard_gone: bool,
     },
     /// A replay went past its last record, or came to the end, without seeing it.
     #[error("record {until} of {shard}, the last of a prepared batch, is not in the stream any more: {found}")]
@@ -81,10 +88,16 @@ impl Error {
     /// What to do about it.
     pub fn remedy(&self) -> &'static str {
         match self {
-            Error::StreamRecreated { .. } => "delete the pipe and create it again for the new stream",
-            Error::PositionExpired { .. } | Error::RecordMissing { .. } => {
-                "records have left the stream's retention before they were read; create the pipe anew from where it \
-                 should go on, and give the stream a longer retention"
+            Error::StreamRecreated { .. } => {
+                "take the new stream with `millrace pipe reset-position PIPE --adopt-stream`, or create a new pipe for it"
+            }
+            Error::PositionExpired { .. } => {
+                "go on at the oldest record with `millrace pipe reset-position PIPE --to trim-horizon`, or set \
+                 settings.on_data_gap to RESUME; and give the stream a longer retention"
+            }
+            Error::RecordMissing { .. } => {
+                "its rows may be in the table or not; give it up and go on with `millrace pipe reset-position PIPE --to \
+                 trim-horizon --abandon-open-batches`, or set settings.on_data_gap to RESUME"
             }
             Error::Refused { .. } => "this is a defect of Millrace: please report it with the worker's log",
         }

@@ -18,6 +18,7 @@
 mod check;
 mod client;
 mod failure;
+mod gap;
 mod poll;
 mod throttle;
 
@@ -29,7 +30,9 @@ use std::{
     time::Duration,
 };
 
+use jiff::Timestamp;
 use millrace_common::{
+    clock::Clock,
     ids::{SequenceNumber, ShardId},
     pipe::StreamIdentity,
     position::Position,
@@ -43,10 +46,11 @@ use tokio_util::sync::CancellationToken;
 pub use self::client::Client;
 pub use self::throttle::Limits;
 use self::{
+    client::Origin,
     failure::{Failure, Kind},
     poll::{Action, Machine},
 };
-use super::{Budget, Error, Page, Trouble};
+use super::{Budget, Error, Page, ShardEnd, Trouble};
 
 /// The most that one GetRecords call may take, beyond the SDK's own timeouts: a call that none of them ends must not
 /// stop a shard for ever.
@@ -65,6 +69,12 @@ pub struct ReaderOptions {
     pub until: Option<SequenceNumber>,
     /// How fast the shard may be read.
     pub limits: Limits,
+    /// All records that arrived before this lie before `start`, as far as that is known.
+    pub complete_until: Option<Timestamp>,
+    /// Records that arrived then or later are not read: the end of a backfill.
+    pub end: Option<Timestamp>,
+    /// Tells how old a position is.
+    pub clock: Clock,
 }
 
 impl ReaderOptions {
@@ -76,6 +86,9 @@ impl ReaderOptions {
             start,
             until: None,
             limits: Limits::default(),
+            complete_until: None,
+            end: None,
+            clock: Clock::System,
         }
     }
 
@@ -94,6 +107,8 @@ pub enum Stop {
     ShardEnd,
     /// The record asked for as the last was read.
     Until,
+    /// All records were read that arrived before the end of the backfill; the last page said so.
+    Time,
     /// It was cancelled, or nobody takes its pages any more.
     Cancelled,
 }
@@ -171,12 +186,24 @@ impl Reader {
     }
 
     async fn drive(&mut self, out: &mpsc::Sender<Page>, budget: &Arc<Budget>) -> Result<Stop, Error> {
+        // A sequence number means nothing in another stream, and Kinesis says so. A time, or the oldest record, are in any:
+        // an iterator for one of them is used only after the stream was seen to be the right one.
+        let mut identified = false;
         loop {
             match self.machine.next(Instant::now()) {
                 Action::Wait(until) => tokio::time::sleep_until(until).await,
-                Action::VerifyStream => self.verify_stream().await?,
-                Action::GetIterator(position) => self.get_iterator(&position).await?,
+                Action::VerifyStream => {
+                    self.verify_stream().await?;
+                }
+                Action::GetIterator(from) => {
+                    identified = matches!(from, Origin::Record(_) | Origin::Position(Position::After(_)));
+                    self.get_iterator(&from).await?;
+                }
                 Action::Finish(stop) => return Ok(stop),
+                Action::GiveUp => return Err(self.machine.doubtful()),
+                Action::GetRecords { .. } if !identified => {
+                    identified = self.verify_stream().await?;
+                }
                 Action::GetRecords {
                     iterator,
                     limit,
@@ -193,7 +220,11 @@ impl Reader {
                         records: accepted.records,
                         last: accepted.last,
                         lag: accepted.lag,
-                        end: accepted.end,
+                        end: match stop {
+                            Some(Stop::Time) => Some(ShardEnd { children: Vec::new() }),
+                            _ => accepted.end,
+                        },
+                        complete_until: accepted.complete_until,
                         permit,
                     };
                     if out.send(page).await.is_err() {
@@ -207,25 +238,21 @@ impl Reader {
         }
     }
 
-    async fn verify_stream(&mut self) -> Result<(), Error> {
+    /// Whether the stream was seen to be the right one.
+    async fn verify_stream(&mut self) -> Result<bool, Error> {
         let started = Instant::now();
-        let created = bounded(self.client.stream_created(&self.stream_arn)).await;
-        match created {
-            Ok(created) => self.machine.on_stream(created),
-            Err(failure) => self.failed(started, &failure),
+        match bounded(self.client.stream(&self.stream_arn)).await {
+            Ok(stream) => self.machine.on_stream(stream).map(|()| true),
+            Err(failure) => self.failed(started, &failure).map(|()| false),
         }
     }
 
-    async fn get_iterator(&mut self, position: &Position) -> Result<(), Error> {
+    async fn get_iterator(&mut self, from: &Origin) -> Result<(), Error> {
         let started = Instant::now();
-        let iterator = bounded(
-            self.client
-                .shard_iterator(&self.stream_arn, self.machine.shard(), position),
-        )
-        .await;
+        let iterator = bounded(self.client.shard_iterator(&self.stream_arn, self.machine.shard(), from)).await;
         match iterator {
             Ok(iterator) => {
-                self.machine.on_iterator(iterator);
+                self.machine.on_iterator(from, iterator);
                 Ok(())
             }
             Err(failure) => self.failed(started, &failure),
@@ -282,7 +309,7 @@ impl Reader {
             }
             match trouble {
                 Some(trouble) => {
-                    tracing::warn!(%shard, reason = trouble.reason, message = trouble.message, "cannot read");
+                    tracing::warn!(%shard, reason = trouble.reason, detail = trouble.message, "cannot read");
                 }
                 None => tracing::info!(%shard, "reading again"),
             }

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use jiff::Timestamp;
 use millrace_common::ids::{SequenceNumber, ShardId};
 
 use super::Permit;
@@ -43,8 +44,10 @@ pub struct Page {
     pub last: Option<SequenceNumber>,
     /// How far behind the tip of the shard the response was, where Kinesis said so.
     pub lag: Option<Duration>,
-    /// Set on the last page of a shard that was split or merged.
+    /// Set on the last page of a shard that was split or merged, or that ends for a backfill.
     pub end: Option<ShardEnd>,
+    /// All records that arrived before this are in this page or before it; `None` if that is not known.
+    pub complete_until: Option<Timestamp>,
     /// The right to hold these bytes.
     pub permit: Permit,
 }
@@ -52,7 +55,7 @@ pub struct Page {
 /// The end of a shard.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ShardEnd {
-    /// The shards that go on where it ended; never empty.
+    /// The shards that go on where it ended. Empty if it goes on itself, and only a backfill ended.
     pub children: Vec<ChildShard>,
 }
 

@@ -54,6 +54,8 @@ fn obedient(context: Context, mut orders: watch::Receiver<Order>, burned: Burned
                 lag: None,
                 finished: None,
                 bytes_per_second: 0.0,
+                complete_until: None,
+                gap: None,
             };
             let status = LaneStatus {
                 shards: held.map(status).collect(),
@@ -83,6 +85,7 @@ fn lane(pipe: PipeUid, shards: &[(u8, u64)]) -> Assignment {
     let grant = |epoch: u64| Grant {
         epoch: Epoch(epoch),
         start: Position::TrimHorizon,
+        complete_until: None,
     };
     Assignment {
         pipe,
@@ -111,6 +114,7 @@ impl World {
             budget: Budget::new(1),
             board: board.clone(),
             settings: Settings::default(),
+            clock: millrace_common::clock::Clock::System,
         };
         let running = tokio::spawn(Supervisor::with(obedient, context, receiver).run(drain.clone()));
         Self {

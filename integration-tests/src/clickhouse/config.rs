@@ -76,30 +76,40 @@ fn config(dir: &Path, options: &Options) -> String {
 }
 
 fn users(options: &Options, password: &str) -> String {
-    let mut settings = String::new();
-    for (name, value) in &options.settings {
-        let _ = write!(settings, "<{name}>{}</{name}>", escape(value));
-    }
-    let mut users = String::new();
+    let settings = elements(&options.settings);
+    let (mut profiles, mut users) = (String::new(), String::new());
     // The library engine opens its listeners as `default`, which therefore has to exist and has no password.
     let _ = write!(users, "{}", element("default", "", "default", None));
     let admin = User::new(ADMIN, password, &["GRANT ALL ON *.* WITH GRANT OPTION"]);
     for user in std::iter::once(&admin).chain(&options.users) {
+        let mut profile = "millrace".to_owned();
+        if !user.settings.is_empty() {
+            profile = format!("profile_of_{}", user.name);
+            let own = elements(&user.settings);
+            let _ = write!(profiles, "<{profile}><profile>millrace</profile>{own}</{profile}>");
+        }
         let _ = write!(
             users,
             "{}",
-            element(&user.name, &user.password, "millrace", Some(&user.grants))
+            element(&user.name, &user.password, &profile, Some(&user.grants))
         );
     }
     format!(
         "<clickhouse>
-  <profiles><default/><millrace>{settings}</millrace></profiles>
+  <profiles><default/><millrace>{settings}</millrace>{profiles}</profiles>
   <quotas><default/></quotas>
   <users>
 {users}  </users>
 </clickhouse>
 "
     )
+}
+
+fn elements(settings: &[(String, String)]) -> String {
+    settings
+        .iter()
+        .map(|(name, value)| format!("<{name}>{}</{name}>", escape(value)))
+        .collect()
 }
 
 /// `grants: None` leaves ClickHouse's default, which is everything.

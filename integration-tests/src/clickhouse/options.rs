@@ -12,6 +12,8 @@ pub struct User {
     pub password: String,
     /// Its rights, as whole statements without the grantee: `GRANT SELECT ON db.*`. Empty: no rights at all.
     pub grants: Vec<String>,
+    /// Settings of this user alone, beside those of every user.
+    pub settings: Vec<(String, String)>,
 }
 
 impl User {
@@ -22,6 +24,7 @@ impl User {
             name: name.to_owned(),
             password: password.to_owned(),
             grants: grants.iter().map(|&grant| grant.to_owned()).collect(),
+            settings: Vec::new(),
         }
     }
 }
@@ -69,6 +72,19 @@ impl Options {
     #[must_use]
     pub fn user(mut self, name: &str, password: &str, grants: &[&str]) -> Self {
         self.users.push(User::new(name, password, grants));
+        self
+    }
+
+    /// Adds a setting of the user that was added last.
+    #[must_use]
+    #[allow(
+        clippy::needless_pass_by_value,
+        reason = "callers write 1 and \"x\", not &1 and &\"x\""
+    )]
+    pub fn user_setting(mut self, name: &str, value: impl ToString) -> Self {
+        if let Some(user) = self.users.last_mut() {
+            user.settings.push((name.to_owned(), value.to_string()));
+        }
         self
     }
 

@@ -28,6 +28,9 @@ pub struct Options {
     pub shard_limit: usize,
     /// The time that everything with a date goes by.
     pub clock: Clock,
+    /// Whether GetShardIterator refuses the number of a record that was trimmed. Both are seen of the service: that, and
+    /// going on silently at the oldest record.
+    pub refuse_trimmed_numbers: bool,
     /// Sees every request before it is executed.
     pub interceptor: Option<Arc<dyn Interceptor>>,
 }
@@ -44,6 +47,7 @@ impl Default for Options {
             // The service's largest quota, so that tests with thousands of shards need no setting.
             shard_limit: 20_000,
             clock: Clock::system(),
+            refuse_trimmed_numbers: false,
             interceptor: None,
         }
     }

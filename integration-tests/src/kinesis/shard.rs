@@ -157,6 +157,12 @@ impl Shard {
         })
     }
 
+    /// Whether a number is that of a record that was held once, and is no more.
+    pub(super) fn is_trimmed(&self, number: SequenceNumber) -> bool {
+        let ordinal = number.parts().index.checked_sub(1);
+        ordinal.is_some_and(|ordinal| ordinal < self.state.lock().log.first_ordinal())
+    }
+
     pub(super) fn trim_before_ms(&self, horizon_ms: i64) {
         self.state.lock().log.trim_before_ms(horizon_ms);
     }

@@ -255,6 +255,14 @@ impl Stream {
         Ok(shard.ordinal_of(start))
     }
 
+    /// Whether a number is that of a record that was held once, and is no more.
+    pub(super) fn is_trimmed(&self, index: u32, number: SequenceNumber, now_ms: i64) -> Result<bool, Error> {
+        let horizon = self.horizon_ms(now_ms);
+        let shard = self.shard(index, now_ms)?;
+        shard.trim_before_ms(horizon);
+        Ok(shard.is_trimmed(number))
+    }
+
     pub(super) fn read(
         &self,
         index: u32,

@@ -104,6 +104,16 @@ impl Spawn {
         self
     }
 
+    /// Sets environment variables.
+    #[must_use]
+    pub fn envs<K: AsRef<OsStr>, V: AsRef<OsStr>>(mut self, envs: impl IntoIterator<Item = (K, V)>) -> Self {
+        let owned = envs
+            .into_iter()
+            .map(|(name, value)| (name.as_ref().to_owned(), value.as_ref().to_owned()));
+        self.envs.extend(owned);
+        self
+    }
+
     /// Removes an inherited environment variable.
     #[must_use]
     pub fn env_remove(mut self, name: impl AsRef<OsStr>) -> Self {
@@ -243,6 +253,21 @@ impl Process {
     #[must_use]
     pub fn is_running(&self) -> bool {
         self.status().is_none()
+    }
+
+    /// Whether it is stopped, as by SIGSTOP. A child that has ended is not.
+    #[must_use]
+    pub fn is_stopped(&self) -> bool {
+        let state = fs::read_to_string(format!("/proc/{}/stat", self.pid))
+            .ok()
+            .and_then(|stat| Some(stat.rsplit_once(')')?.1.trim_start().to_owned()));
+        let state = state.or_else(|| {
+            let output = Command::new("ps")
+                .args(["-o", "stat=", "-p", &self.pid.to_string()])
+                .output();
+            Some(String::from_utf8_lossy(&output.ok()?.stdout).into_owned())
+        });
+        state.is_some_and(|state| state.trim_start().starts_with('T'))
     }
 
     /// Sends a signal to the child alone.

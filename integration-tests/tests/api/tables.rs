@@ -205,6 +205,160 @@ async fn promise_is(bed: &Bed, id: &str, delivery: proto::Delivery) {
     noticed.await.expect("the promise");
 }
 
+/// What the pipe would promise, and why, without making anything.
+async fn promise_of(bed: &Bed, table: &str) -> (proto::Delivery, String) {
+    let checked = bed
+        .create_or_check("checked", bed.pipe(table), true)
+        .await
+        .expect("checked");
+    let status = status_of(&checked);
+    (status.effective_delivery(), status.effective_delivery_reason.clone())
+}
+
+#[tokio::test]
+async fn a_window_has_to_hold_the_batches_in_flight_in_all_their_partitions() {
+    let bed = Bed::start().await;
+    bed.sql(&format!(
+        "CREATE TABLE {DATABASE}.small (id UInt64) ENGINE = MergeTree PARTITION BY id % 50 ORDER BY id \
+         SETTINGS non_replicated_deduplication_window = 100"
+    ))
+    .await;
+    // Nobody knows how many partitions an insert into an empty table will touch.
+    let (delivery, reason) = promise_of(&bed, "small").await;
+    assert_eq!(delivery, proto::Delivery::AtLeastOnce);
+    assert!(
+        reason.contains("only 100 inserted blocks") && reason.contains("may need 1200"),
+        "{reason}"
+    );
+    bed.sql(&format!("INSERT INTO {DATABASE}.small SELECT number FROM numbers(3)"))
+        .await;
+    let (delivery, reason) = promise_of(&bed, "small").await;
+    assert_eq!(delivery, proto::Delivery::ExactlyOnce, "{reason}");
+    assert_eq!(reason, "MergeTree deduplicates the last 100 blocks by insert token");
+    bed.sql(&format!("INSERT INTO {DATABASE}.small SELECT number FROM numbers(50)"))
+        .await;
+    let (delivery, reason) = promise_of(&bed, "small").await;
+    assert_eq!(delivery, proto::Delivery::AtLeastOnce);
+    // 51 partitions; a few more where only parts can be counted.
+    assert!(reason.contains("may need 6"), "{reason}");
+    let statement = reason.split_once("run `").expect("a statement").1.trim_end_matches('`');
+    bed.sql(statement).await;
+    assert_eq!(promise_of(&bed, "small").await.0, proto::Delivery::ExactlyOnce);
+}
+
+#[tokio::test]
+async fn engines_that_do_not_deduplicate_say_what_to_use() {
+    let bed = Bed::start().await;
+    bed.create_table("behind_a_buffer").await;
+    for (engine, advice) in [
+        ("Memory", "use a MergeTree table"),
+        ("Log", "use a MergeTree table"),
+        ("Null", "give the materialized views behind it a MergeTree table"),
+        (
+            &format!("Buffer({DATABASE}, behind_a_buffer, 1, 10, 100, 10000, 1000000, 10000000, 100000000)"),
+            "let the pipe write to the table behind it",
+        ),
+    ] {
+        bed.sql(&format!(
+            "CREATE OR REPLACE TABLE {DATABASE}.odd (id UInt64) ENGINE = {engine}"
+        ))
+        .await;
+        let (delivery, reason) = promise_of(&bed, "odd").await;
+        assert_eq!(delivery, proto::Delivery::AtLeastOnce, "{engine}");
+        assert!(
+            reason.contains("does not deduplicate inserts") && reason.contains(advice),
+            "{reason}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn tables_behind_views_behind_views_count() {
+    let bed = Bed::start().await;
+    bed.create_table("chain").await;
+    let table = |name: &str, window: u32| {
+        format!(
+            "CREATE TABLE {DATABASE}.{name} (id UInt64) ENGINE = MergeTree ORDER BY id \
+             SETTINGS non_replicated_deduplication_window = {window}"
+        )
+    };
+    bed.sql(&table("chain_1", 100)).await;
+    bed.sql(&table("chain_2", 0)).await;
+    for (from, to) in [("chain", "chain_1"), ("chain_1", "chain_2")] {
+        bed.sql(&format!(
+            "CREATE MATERIALIZED VIEW {DATABASE}.to_{to} TO {DATABASE}.{to} AS SELECT id FROM {DATABASE}.{from}"
+        ))
+        .await;
+    }
+    let (delivery, reason) = promise_of(&bed, "chain").await;
+    assert_eq!(delivery, proto::Delivery::AtLeastOnce);
+    assert!(reason.contains("`chain_2` has no deduplication window"), "{reason}");
+    bed.sql(&format!(
+        "ALTER TABLE {DATABASE}.chain_2 MODIFY SETTING non_replicated_deduplication_window = 100"
+    ))
+    .await;
+    assert_eq!(promise_of(&bed, "chain").await.0, proto::Delivery::ExactlyOnce);
+    // A view with a table of its own, and one that reads from that.
+    bed.sql(&format!(
+        "CREATE MATERIALIZED VIEW {DATABASE}.chain_inner ENGINE = MergeTree ORDER BY id \
+         SETTINGS non_replicated_deduplication_window = 100 AS SELECT id FROM {DATABASE}.chain_2"
+    ))
+    .await;
+    assert_eq!(promise_of(&bed, "chain").await.0, proto::Delivery::ExactlyOnce);
+    bed.sql(&table("chain_3", 0)).await;
+    bed.sql(&format!(
+        "CREATE MATERIALIZED VIEW {DATABASE}.to_chain_3 TO {DATABASE}.chain_3 AS SELECT id FROM {DATABASE}.chain_inner"
+    ))
+    .await;
+    let (delivery, reason) = promise_of(&bed, "chain").await;
+    assert_eq!(delivery, proto::Delivery::AtLeastOnce, "{reason}");
+    assert!(reason.contains("`chain_3` has no deduplication window"), "{reason}");
+}
+
+/// Rejected records are rows too.
+#[tokio::test]
+async fn the_error_table_counts() {
+    let bed = Bed::start().await;
+    bed.create_table("errors_count").await;
+    bed.create("errors-count", bed.pipe("errors_count"))
+        .await
+        .expect("a pipe");
+    promise_is(&bed, "errors-count", proto::Delivery::ExactlyOnce).await;
+    bed.sql(&format!(
+        "ALTER TABLE {DATABASE}.errors_count_millrace_error MODIFY SETTING non_replicated_deduplication_window = 0"
+    ))
+    .await;
+    promise_is(&bed, "errors-count", proto::Delivery::AtLeastOnce).await;
+}
+
+#[tokio::test]
+async fn a_managed_table_whose_window_is_taken_away_says_so() {
+    let bed = Bed::start().await;
+    let made = bed.create("taken", managed(&bed, "taken")).await.expect("made");
+    assert_eq!(status_of(&made).effective_delivery(), proto::Delivery::ExactlyOnce);
+    bed.sql(&format!(
+        "ALTER TABLE {DATABASE}.taken MODIFY SETTING non_replicated_deduplication_window = 0"
+    ))
+    .await;
+    promise_is(&bed, "taken", proto::Delivery::AtLeastOnce).await;
+    let request = proto::ListPipeEventsRequest {
+        parent: super::bed::name("taken"),
+        ..Default::default()
+    };
+    let events = bed.pipes.clone().list_pipe_events(request).await.expect("events");
+    let events = events.into_inner().events;
+    let told = events
+        .iter()
+        .find(|event| event.kind == "PROMISE_CHANGED")
+        .expect("told");
+    assert_eq!(told.severity(), proto::EventSeverity::Warning);
+    assert!(
+        told.message.contains("ALTER TABLE") && told.message.contains("non_replicated_deduplication_window = 10000"),
+        "{}",
+        told.message
+    );
+}
+
 #[tokio::test]
 async fn an_error_table_that_does_not_fit_is_refused() {
     let bed = Bed::start().await;

@@ -20,6 +20,8 @@ use secrecy::SecretString;
 pub(crate) struct Database {
     /// The store.
     pub(crate) store: Store,
+    /// Its clock, which stands still until it is moved.
+    pub(crate) clock: Clock,
     url: String,
     _directory: Option<tempfile::TempDir>,
 }
@@ -44,12 +46,19 @@ impl Database {
     }
 
     async fn open(url: String, directory: Option<tempfile::TempDir>) -> Self {
-        let store = open(&url).await;
+        let clock = Clock::manual(jiff::Timestamp::now());
+        let store = open_at(&url, clock.clone()).await;
         Self {
             store,
+            clock,
             url,
             _directory: directory,
         }
+    }
+
+    /// Its URL.
+    pub(crate) fn url(&self) -> &str {
+        &self.url
     }
 
     /// The stores of several control planes: on PostgreSQL each has its own connections; SQLite has one process.
@@ -69,12 +78,16 @@ impl Database {
 
 /// Opens a store as a control plane does.
 pub(crate) async fn open(url: &str) -> Store {
+    open_at(url, Clock::System).await
+}
+
+async fn open_at(url: &str, clock: Clock) -> Store {
     let options = Options {
         max_connections: 6,
         ..Options::new(url)
     };
     let sealer = Arc::new(Sealer::new(&[7; KEY_LEN]).unwrap());
-    Store::open(&options, sealer, Clock::System).await.unwrap()
+    Store::open(&options, sealer, clock).await.unwrap()
 }
 
 /// A specification; only its credentials and its table mean something here.
@@ -88,6 +101,7 @@ pub(crate) fn spec(table: &str) -> PipeSpec {
             start: StartPosition::TrimHorizon,
             credential: "projects/default/credentials/aws".parse().unwrap(),
             endpoint: None,
+            end: None,
         },
         destination: Destination {
             endpoint: "http://127.0.0.1:8123".to_owned(),

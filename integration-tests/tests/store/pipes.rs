@@ -18,6 +18,7 @@ pub(crate) async fn a_pipe_is_stored_as_it_was_given(database: Database) {
     new.effective = Some(Effective {
         delivery: Delivery::ExactlyOnce,
         reason: "a window of 1000".to_owned(),
+        window: None,
     });
     let stored = store.create_pipe(new.clone()).await.unwrap();
     assert_eq!(
@@ -181,6 +182,7 @@ pub(crate) async fn observations_leave_the_etag(database: Database) {
     let effective = Effective {
         delivery: Delivery::AtLeastOnce,
         reason: "no window".to_owned(),
+        window: None,
     };
     assert!(store.set_pipe_fault(first.uid, Some(&fault)).await.unwrap());
     assert!(store.set_pipe_effective(first.uid, &effective).await.unwrap());
@@ -217,7 +219,7 @@ pub(crate) async fn a_deleted_pipe_is_gone(database: Database) {
     gone(store.prepare(first.uid, &me, &open, &held).await);
     gone(store.commit(first.uid, &me, open.id, &held).await);
     gone(store.grant(first.uid, &held, &me).await.map(|_| ()));
-    gone(store.add_shards(first.uid, &[]).await.map(|_| ()));
+    gone(store.add_shards(first.uid, &[], &Default::default()).await.map(|_| ()));
     gone(
         store
             .finish_shard(first.uid, &shard(1), held[1].1, &[])

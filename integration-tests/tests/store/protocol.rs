@@ -1,10 +1,12 @@
 //! Prepare, commit, grant, finish: each through the database.
 
+use std::collections::BTreeSet;
+
 use millrace_common::batch::OpenBatch;
 use millrace_common::ids::{BatchId, Epoch, PipeUid, Revision, ShardId};
 use millrace_common::position::Position;
 use millrace_control_plane::protocol::Refusal;
-use millrace_control_plane::store::{Error, NewShard, ShardPhase, Store, StoredShard, Totals};
+use millrace_control_plane::store::{Error, NewShard, ShardEnd, ShardPhase, Store, StoredShard, Totals};
 
 use crate::bed::{Database, after, batch, grant, number, pipe, shard, slice, worker};
 
@@ -309,7 +311,7 @@ pub(crate) async fn a_reshard_waits_for_its_parents(database: Database) {
 
     assert_eq!(
         store
-            .add_shards(uid, &[child(4, &[3, 1]), child(1, &[])])
+            .add_shards(uid, &[child(4, &[3, 1]), child(1, &[])], &BTreeSet::new())
             .await
             .unwrap(),
         [shard(4)]
@@ -349,8 +351,11 @@ pub(crate) async fn a_listing_is_taken_in_once(database: Database) {
     let listing: Vec<_> = (0..2_500)
         .map(|index| child(index, if index == 0 { &[] } else { &[9_000] }))
         .collect();
-    assert_eq!(store.add_shards(uid, &listing).await.unwrap().len(), 2_499);
-    assert_eq!(store.add_shards(uid, &listing).await.unwrap(), []);
+    assert_eq!(
+        store.add_shards(uid, &listing, &BTreeSet::new()).await.unwrap().len(),
+        2_499
+    );
+    assert_eq!(store.add_shards(uid, &listing, &BTreeSet::new()).await.unwrap(), []);
     let shards = store.shards(uid).await.unwrap();
     assert_eq!(shards.len(), 2_500);
     assert!(shards.iter().all(|row| row.state == ShardPhase::Open));
@@ -369,9 +374,62 @@ pub(crate) async fn a_listing_is_taken_in_once(database: Database) {
         []
     );
     assert_eq!(row(store, uid, &shard(5_000)).await.state, ShardPhase::Waiting);
-    assert_eq!(store.add_shards(uid, &listing).await.unwrap(), []);
+    // One that was begun before the child was known tells nothing of it.
+    assert_eq!(
+        store
+            .add_shards(uid, &listing, &BTreeSet::from([shard(0)]))
+            .await
+            .unwrap(),
+        []
+    );
+    assert_eq!(row(store, uid, &shard(5_000)).await.state, ShardPhase::Waiting);
+    let judged = BTreeSet::from([shard(5_000)]);
+    assert_eq!(store.add_shards(uid, &listing, &judged).await.unwrap(), []);
     let opened = row(store, uid, &shard(5_000)).await;
     assert_eq!((opened.state, opened.parents), (ShardPhase::Open, vec![shard(0)]));
+}
+
+pub(crate) async fn a_thousand_shards_end_at_once(database: Database) {
+    let store = &database.store;
+    let uid = pipe(store, 1_000).await.uid;
+    let me = worker("w1");
+    let ids: Vec<_> = (0..1_000).map(shard).collect();
+    let held = grant(store, uid, &ids, &me).await;
+    // Neighbours are merged. The last one has lost its lease.
+    let mut ends: Vec<ShardEnd> = held
+        .iter()
+        .enumerate()
+        .map(|(index, (id, epoch))| ShardEnd {
+            shard: id.clone(),
+            epoch: *epoch,
+            children: vec![child(1_000 + index / 2, &[index / 2 * 2, index / 2 * 2 + 1])],
+        })
+        .collect();
+    ends[999].epoch = Epoch(77);
+    let answers = store.finish_shards(uid, &ends).await.unwrap();
+    assert_eq!(answers.len(), 1_000);
+    assert!(
+        matches!(&answers[999], Err(Refusal::StaleEpoch { .. })),
+        "{:?}",
+        answers[999]
+    );
+    let opened: Vec<_> = answers.into_iter().take(999).flat_map(Result::unwrap).collect();
+    assert_eq!(opened.len(), 499);
+    let shards = store.shards(uid).await.unwrap();
+    let count = |state: ShardPhase| shards.iter().filter(|row| row.state == state).count();
+    assert_eq!(
+        (
+            count(ShardPhase::Finished),
+            count(ShardPhase::Open),
+            count(ShardPhase::Waiting)
+        ),
+        (999, 500, 1),
+        "the last parent is still open, and its child waits"
+    );
+    ends[999].epoch = held[999].1;
+    let again = store.finish_shards(uid, &ends).await.unwrap();
+    let opened: Vec<_> = again.into_iter().flat_map(Result::unwrap).collect();
+    assert_eq!(opened, [shard(1_499)], "what repeats is a no-op");
 }
 
 pub(crate) async fn at_least_once_moves_the_checkpoint_alone(database: Database) {

@@ -4,12 +4,16 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use millrace_common::pipe::{
-    Column, Compression, Delivery, DesiredState, FieldMapping, PipeSpec, StartPosition, StreamRef, TableEngine,
+    Column, Compression, DataGapPolicy, Delivery, DesiredState, FieldMapping, PipeSpec, StartPosition, StreamRef,
+    TableEngine,
 };
 use millrace_proto::api::v1 as proto;
 
 use super::partition_by;
-use crate::store::{CredentialKind, StoredCredential, Totals};
+use crate::{
+    events::{Event, Severity},
+    store::{CredentialKind, StoredCredential, Totals},
+};
 
 /// A point in time.
 #[must_use]
@@ -68,6 +72,7 @@ fn source(spec: &PipeSpec) -> proto::Source {
         timestamp: time,
         credential: source.credential.to_string(),
         endpoint: source.endpoint.clone().unwrap_or_default(),
+        end_timestamp: source.end.map(timestamp),
     };
     proto::Source {
         kind: Some(proto::source::Kind::Kinesis(kinesis)),
@@ -127,6 +132,10 @@ fn settings(spec: &PipeSpec) -> proto::Settings {
         max_insert_wait: Some(duration(settings.max_insert_wait)),
         compression: compression.into(),
         delivery: delivery(settings.delivery).into(),
+        on_data_gap: match settings.on_data_gap {
+            DataGapPolicy::Halt => proto::DataGapPolicy::Halt.into(),
+            DataGapPolicy::Resume => proto::DataGapPolicy::Resume.into(),
+        },
     }
 }
 
@@ -189,5 +198,25 @@ pub fn credential(stored: &StoredCredential) -> proto::Credential {
         kind: Some(kind),
         fingerprint: stored.fingerprint.clone(),
         create_time: Some(timestamp(stored.created)),
+    }
+}
+
+/// What happened to a pipe.
+#[must_use]
+pub fn event(event: Event) -> proto::PipeEvent {
+    let severity = match event.severity {
+        Severity::Info => proto::EventSeverity::Info,
+        Severity::Warning => proto::EventSeverity::Warning,
+        Severity::Error => proto::EventSeverity::Error,
+    };
+    proto::PipeEvent {
+        event_id: event.id.to_string(),
+        event_time: Some(timestamp(event.time)),
+        kind: event.kind,
+        severity: severity.into(),
+        actor: event.actor,
+        shard_id: event.shard.map(|shard| shard.to_string()).unwrap_or_default(),
+        message: event.message,
+        details: event.details,
     }
 }

@@ -2,7 +2,7 @@
 
 use std::{ops::RangeInclusive, time::Duration};
 
-use millrace_common::pipe::{Compression, Delivery, Settings};
+use millrace_common::pipe::{Compression, DataGapPolicy, Delivery, Settings};
 use millrace_proto::api::v1 as proto;
 
 use super::{Violations, unknown_enum};
@@ -34,6 +34,7 @@ pub(super) fn settings(given: proto::Settings, violations: &mut Violations) -> S
         max_insert_wait: wait(given.max_insert_wait, default.max_insert_wait, violations),
         compression: compression(given.compression, default.compression, violations),
         delivery: delivery(given.delivery, default.delivery, violations),
+        on_data_gap: on_data_gap(given.on_data_gap, default.on_data_gap, violations),
     }
 }
 
@@ -94,6 +95,19 @@ fn delivery(given: i32, default: Delivery, violations: &mut Violations) -> Deliv
         Err(_) => {
             let known = "DELIVERY_EXACTLY_ONCE or DELIVERY_AT_LEAST_ONCE";
             unknown_enum("pipe.settings.delivery", given, known, violations);
+            default
+        }
+    }
+}
+
+fn on_data_gap(given: i32, default: DataGapPolicy, violations: &mut Violations) -> DataGapPolicy {
+    match proto::DataGapPolicy::try_from(given) {
+        Ok(proto::DataGapPolicy::Unspecified) => default,
+        Ok(proto::DataGapPolicy::Halt) => DataGapPolicy::Halt,
+        Ok(proto::DataGapPolicy::Resume) => DataGapPolicy::Resume,
+        Err(_) => {
+            let known = "DATA_GAP_POLICY_HALT or DATA_GAP_POLICY_RESUME";
+            unknown_enum("pipe.settings.on_data_gap", given, known, violations);
             default
         }
     }

@@ -29,6 +29,7 @@ pub(super) fn source(
     let stream = stream(kinesis, violations);
     let region = region(kinesis, stream.as_ref(), violations);
     let start = start(kinesis, context.now, violations);
+    let end = end(kinesis, start, violations);
     let credential = credential_name(
         &kinesis.credential,
         "pipe.source.kinesis.credential",
@@ -51,6 +52,7 @@ pub(super) fn source(
         start: start?,
         credential: credential?,
         endpoint,
+        end,
     })
 }
 
@@ -156,6 +158,33 @@ fn at_timestamp(
         Some(time) if time < Timestamp::UNIX_EPOCH => violations.add(field, format!("{time} is before 1970")),
         Some(time) => return Some(StartPosition::AtTimestamp(time)),
         None => violations.add(field, "is not a valid time"),
+    }
+    None
+}
+
+/// The end of a backfill.
+fn end(kinesis: &proto::KinesisSource, start: Option<StartPosition>, violations: &mut Violations) -> Option<Timestamp> {
+    let field = "pipe.source.kinesis.end_timestamp";
+    let given = kinesis.end_timestamp?;
+    let parsed = Timestamp::new(given.seconds, given.nanos).ok();
+    let Some(end) = parsed.filter(|_| (0..1_000_000_000).contains(&given.nanos)) else {
+        violations.add(field, "is not a valid time");
+        return None;
+    };
+    match start {
+        Some(StartPosition::Latest) => violations.add(
+            field,
+            "belongs to ITERATOR_TYPE_TRIM_HORIZON or ITERATOR_TYPE_AT_TIMESTAMP only: choose one of them, or leave it out",
+        ),
+        Some(StartPosition::AtTimestamp(from)) if end <= from => {
+            violations.add(field, format!("{end} is not after the start, {from}"));
+        }
+        Some(StartPosition::TrimHorizon) if end <= Timestamp::UNIX_EPOCH => {
+            violations.add(field, format!("{end} is before all records"));
+        }
+        Some(_) => return Some(end),
+        // What is wrong with the start was reported already.
+        None => {}
     }
     None
 }

@@ -483,6 +483,7 @@ prop_compose! {
             max_insert_wait: Some(output::duration(std::time::Duration::from_millis(millis))),
             compression: if none { 2 } else { 1 },
             delivery: if at_least_once { 2 } else { 1 },
+            on_data_gap: if none { 2 } else { 1 },
         });
         let Some(proto::source::Kind::Kinesis(kinesis)) = &mut pipe.source.as_mut().unwrap().kind else {
             unreachable!()
@@ -496,7 +497,36 @@ prop_compose! {
         }
         kinesis.iterator_type = start + 1;
         kinesis.timestamp = (start == 2).then_some(prost_types::Timestamp { seconds: 1_700_000_000, nanos: 5 });
+        // After a time, or after the beginning; with LATEST there is none.
+        kinesis.end_timestamp =
+            (start != 1 && at_least_once).then_some(prost_types::Timestamp { seconds: 1_700_000_001, nanos: 0 });
         pipe
+    }
+}
+
+#[test]
+fn a_backfill_ends_after_it_begins() {
+    let bounded = |start: proto::IteratorType, end: i64| {
+        let mut pipe = managed();
+        let Some(proto::source::Kind::Kinesis(kinesis)) = &mut pipe.source.as_mut().unwrap().kind else {
+            unreachable!()
+        };
+        let time = |seconds| prost_types::Timestamp { seconds, nanos: 0 };
+        kinesis.iterator_type = start.into();
+        kinesis.timestamp = (start == proto::IteratorType::AtTimestamp).then(|| time(1_700_000_000));
+        kinesis.end_timestamp = Some(time(end));
+        convert(&pipe)
+    };
+    use proto::IteratorType::{AtTimestamp, Latest, TrimHorizon};
+    let end = bounded(AtTimestamp, 1_700_000_001).unwrap().source.end;
+    assert_eq!(end.map(|end| end.as_second()), Some(1_700_000_001));
+    assert!(bounded(TrimHorizon, 1).is_ok());
+    for (start, end) in [(AtTimestamp, 1_700_000_000), (TrimHorizon, 0), (Latest, 1_700_000_001)] {
+        let error = bounded(start, end).unwrap_err();
+        assert_eq!(
+            error.fields[0].field, "pipe.source.kinesis.end_timestamp",
+            "{start:?} {end}"
+        );
     }
 }
 
@@ -521,6 +551,7 @@ proptest! {
         pipe.source = Some(proto::Source { kind: Some(proto::source::Kind::Kinesis(proto::KinesisSource {
             format: number, stream_name: text.clone(), stream_arn: String::new(), region: text.clone(),
             iterator_type: number, timestamp: None, credential: text.clone(), endpoint: text.clone(),
+            end_timestamp: Some(prost_types::Timestamp { seconds: size.cast_signed(), nanos: number }),
         }))});
         let destination = pipe.destination.as_mut().unwrap();
         destination.endpoint = text.clone();

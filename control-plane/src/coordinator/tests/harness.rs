@@ -37,6 +37,7 @@ use tonic::{Status, transport::Channel};
 
 use crate::{
     coordinator::{Coordinator, Handle, Options},
+    leader::{self, Candidate, Elector, Role},
     store::{self, CredentialSecret, NewCredential, NewPipe, NewShard, Store, StoredPipe, StoredShard},
 };
 
@@ -94,10 +95,18 @@ impl Plane {
         let server = grpc::server()
             .add_service(coordinator.service())
             .serve_with_incoming_shutdown(TcpListenerStream::new(listener), stopped);
+        let (elector, mut election) = Elector::new(store.clone(), Candidate::new(""), leader::Options::default());
+        let electing = tokio::spawn(elector.run(stop.clone()));
+        let role = election.role.wait_for(|role| matches!(role, Role::Leading(_))).await;
+        let Role::Leading(tenure) = role.unwrap().clone() else {
+            unreachable!("waited for")
+        };
         let tasks = vec![
+            electing,
             tokio::spawn(async move { server.await.unwrap() }),
-            tokio::spawn(Box::pin(coordinator.run(stop.clone()))),
+            tokio::spawn(Box::pin(async move { coordinator.lead(&tenure).await })),
         ];
+        eventually("it takes sessions", || async { handle.takes_sessions().then_some(()) }).await;
         Plane {
             store,
             handle,
@@ -196,6 +205,7 @@ pub(super) fn spec(replicas: u32) -> PipeSpec {
             start: StartPosition::TrimHorizon,
             credential: "projects/default/credentials/aws".parse().unwrap(),
             endpoint: None,
+            end: None,
         },
         destination: Destination {
             endpoint: "http://127.0.0.1:8123".into(),
@@ -302,8 +312,10 @@ impl Worker {
             loop {
                 match inbound.message().await {
                     Ok(Some(message)) => {
-                        let Some(session_response::Message::AssignmentSet(new)) = message.message else {
-                            panic!("only sets follow a Welcome");
+                        let new = match message.message {
+                            Some(session_response::Message::AssignmentSet(new)) => new,
+                            Some(session_response::Message::Heartbeat(_)) => continue,
+                            _ => panic!("only sets and heartbeats follow a Welcome"),
                         };
                         let report = take_up(&mut of_task.lock(), &new);
                         sets.send_replace(Some(new));

@@ -114,6 +114,33 @@ async fn goodbye_frees_what_could_not_be_flushed() {
 }
 
 #[tokio::test]
+async fn who_has_not_left_when_it_said_it_would_has_nothing() {
+    let directory = tempfile::tempdir().unwrap();
+    let long = Options {
+        lease_ttl: Duration::from_secs(600),
+        release_deadline: Duration::from_secs(600),
+        ..options()
+    };
+    let plane = Plane::start(directory.path(), long).await;
+    let pipe = plane.create_pipe("events", 1, 2).await;
+    let first = Worker::connect(&plane, "w1").await;
+    first.holds(&pipe, 2).await;
+    let second = Worker::connect(&plane, "w2").await;
+    // It reports its shards to the end, and beyond.
+    first.cling();
+    let left = Duration::from_millis(700);
+    let said = Instant::now();
+    let deadline = prost_types::Duration::try_from(left).unwrap();
+    first
+        .say(Message::Leave(v1::Leave {
+            deadline: Some(deadline),
+        }))
+        .await;
+    second.holds(&pipe, 2).await;
+    assert!(said.elapsed() >= left, "{:?}", said.elapsed());
+}
+
+#[tokio::test]
 async fn two_pipes_share_two_workers() {
     let directory = tempfile::tempdir().unwrap();
     let plane = Plane::start(directory.path(), options()).await;

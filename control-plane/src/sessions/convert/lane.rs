@@ -26,6 +26,7 @@ pub fn pipe_spec(
             stream_created: Some(timestamp(resolved.stream.created)),
             region: spec.source.region.clone(),
             endpoint: spec.source.endpoint.clone().unwrap_or_default(),
+            end_timestamp: spec.source.end.map(timestamp),
             credential: Some(aws_credential(aws)),
         }),
         clickhouse: Some(v1::ClickHouseDestination {
@@ -92,11 +93,17 @@ fn settings(settings: &Settings) -> v1::BatchSettings {
 }
 
 /// A shard to read, from its frontier on.
-pub fn assigned_shard(shard: &ShardId, epoch: Epoch, start: &Position) -> v1::AssignedShard {
+pub fn assigned_shard(
+    shard: &ShardId,
+    epoch: Epoch,
+    start: &Position,
+    complete_until: Option<Timestamp>,
+) -> v1::AssignedShard {
     v1::AssignedShard {
         shard_id: shard.to_string(),
         epoch: epoch.0,
         start: Some(position(start)),
+        complete_until: complete_until.map(timestamp),
     }
 }
 

@@ -6,8 +6,9 @@ use std::{collections::BTreeMap, fmt::Debug, time::Duration};
 use millrace_common::{
     ids::Revision,
     pipe::{
-        Column, Compression, Delivery, Destination, FieldMapping, KinesisSource, MappedColumn, PartitionBy, PipeSpec,
-        ResolvedSpec, Settings, StartPosition, StreamIdentity, StreamRef, TableDefinition, TableEngine,
+        Column, Compression, DataGapPolicy, Delivery, Destination, FieldMapping, KinesisSource, MappedColumn,
+        PartitionBy, PipeSpec, ResolvedSpec, Settings, StartPosition, StreamIdentity, StreamRef, TableDefinition,
+        TableEngine,
     },
     position::Position,
 };
@@ -33,6 +34,7 @@ pub(super) fn spec() -> PipeSpec {
             start: StartPosition::AtTimestamp("2026-11-22T12:00:00.123Z".parse().unwrap()),
             credential: "projects/default/credentials/aws".parse().unwrap(),
             endpoint: Some("https://kinesis.example.com".to_owned()),
+            end: None,
         },
         destination: Destination {
             endpoint: "https://ch.example.com:8443".to_owned(),
@@ -64,6 +66,7 @@ pub(super) fn spec() -> PipeSpec {
             max_insert_wait: Duration::from_millis(1_500),
             compression: Compression::None,
             delivery: Delivery::AtLeastOnce,
+            on_data_gap: DataGapPolicy::Halt,
         },
     }
 }
@@ -90,6 +93,15 @@ pub(super) fn resolved() -> ResolvedSpec {
 #[test]
 fn pipe_spec() {
     check(include_str!("../golden/pipe_spec.json"), &spec());
+}
+
+/// What came later is left out where it is not used, and means what was before.
+#[test]
+fn backfill_pipe_spec() {
+    let mut backfill = spec();
+    backfill.source.end = Some("2026-11-22T13:00:00Z".parse().unwrap());
+    backfill.settings.on_data_gap = DataGapPolicy::Resume;
+    check(include_str!("../golden/pipe_spec_backfill.json"), &backfill);
 }
 
 #[test]
@@ -132,6 +144,7 @@ fn observations() {
         &Effective {
             delivery: Delivery::ExactlyOnce,
             reason: "the table keeps 10000 tokens".to_owned(),
+            window: None,
         },
     );
     check(

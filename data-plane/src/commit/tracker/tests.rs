@@ -22,7 +22,7 @@ fn built(tracker: &mut Tracker, of: &[u8]) -> BatchId {
 }
 
 #[test]
-fn one_is_prepared_at_a_time_and_sends_overlap() {
+fn one_is_prepared_at_a_time_and_sends_of_a_shard_follow_each_other() {
     let mut tracker = Tracker::new();
     let (a, b) = (built(&mut tracker, &[0]), built(&mut tracker, &[0]));
     assert_eq!(tracker.cut_here(), 2);
@@ -32,12 +32,20 @@ fn one_is_prepared_at_a_time_and_sends_overlap() {
     assert_eq!(tracker.next_step(), Some(Step::Send(a)));
     assert_eq!(tracker.next_step(), Some(Step::Prepare(b)));
     assert!(tracker.done(Step::Prepare(b)));
-    assert_eq!(tracker.next_step(), Some(Step::Send(b)));
-    assert!(tracker.done(Step::Send(b)));
-    assert_eq!(tracker.next_step(), None, "b waits for a, which is older");
+    assert_eq!(
+        tracker.next_step(),
+        None,
+        "b is recorded, and waits until a is in the table"
+    );
     assert!(tracker.done(Step::Send(a)));
     assert_eq!(tracker.next_step(), Some(Step::Commit(a)));
-    assert_eq!(tracker.next_step(), None);
+    assert_eq!(
+        tracker.next_step(),
+        Some(Step::Send(b)),
+        "it need not wait for the commit"
+    );
+    assert!(tracker.done(Step::Send(b)));
+    assert_eq!(tracker.next_step(), None, "b waits for a, which is older");
     assert!(tracker.done(Step::Commit(a)));
     assert_eq!(tracker.next_step(), Some(Step::Commit(b)));
     assert!(tracker.done(Step::Commit(b)));
@@ -147,7 +155,13 @@ impl World {
                 }
                 self.recorded.insert(id);
             }
-            Step::Send(_) => prop_assert!(self.admitted.contains(&id), "sent before it was prepared"),
+            Step::Send(_) => {
+                prop_assert!(self.admitted.contains(&id), "sent before it was prepared");
+                for shard in &self.of[&id] {
+                    let mut older = self.chains[shard].iter().take_while(|other| **other != id);
+                    prop_assert!(older.all(|other| self.sent.contains(other)), "sent out of order");
+                }
+            }
             Step::Commit(_) => {
                 prop_assert!(self.sent.contains(&id), "committed before it was sent");
                 for shard in &self.of[&id] {

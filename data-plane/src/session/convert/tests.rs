@@ -21,6 +21,7 @@ fn wire_spec(revision: u64) -> wire::PipeSpec {
                 seconds: 1_700_000_000,
                 nanos: 0,
             }),
+            end_timestamp: None,
         }),
         clickhouse: Some(wire::ClickHouseDestination {
             endpoint: "http://127.0.0.1:8123".into(),
@@ -62,6 +63,7 @@ fn wire_lane() -> wire::Lane {
             shard_id: "shardId-0".into(),
             epoch: 7,
             start: after("20"),
+            complete_until: Some(prost_types::Timestamp { seconds: 9, nanos: 0 }),
         }],
         open_batches: vec![wire::OpenBatch {
             batch_id: BatchId::new().to_string(),

@@ -29,7 +29,21 @@ const MAX_BODY: usize = 256 * 1024;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
 pub(super) struct NoAnswer {
+    pub(super) how: Broken,
     pub(super) message: String,
+}
+
+/// Where an exchange broke.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Broken {
+    /// There was no connection.
+    Connecting,
+    /// The connection broke while the request was sent or the answer was awaited.
+    Sending,
+    /// The answer broke off.
+    Answering,
+    /// Nothing came in time.
+    Waiting,
 }
 
 /// A whole answer.
@@ -113,17 +127,21 @@ impl Http {
         match tokio::time::timeout(self.timeout, Box::pin(self.exchange(request))).await {
             Ok(answer) => answer,
             Err(_) => Err(NoAnswer {
+                how: Broken::Waiting,
                 message: format!("no answer within {} s", self.timeout.as_secs_f32()),
             }),
         }
     }
 
     async fn exchange(&self, request: Request<Full<Bytes>>) -> Result<Answer, NoAnswer> {
-        let response = self
-            .client
-            .request(request)
-            .await
-            .map_err(|error| NoAnswer { message: chain(&error) })?;
+        let response = self.client.request(request).await.map_err(|error| NoAnswer {
+            how: if error.is_connect() {
+                Broken::Connecting
+            } else {
+                Broken::Sending
+            },
+            message: chain(&error),
+        })?;
         let (parts, body) = response.into_parts();
         let body = read(body).await?;
         Ok(Answer {
@@ -139,6 +157,7 @@ async fn read(mut body: Incoming) -> Result<Vec<u8>, NoAnswer> {
     let mut kept = Vec::new();
     while let Some(frame) = body.frame().await {
         let frame = frame.map_err(|error| NoAnswer {
+            how: Broken::Answering,
             message: format!("the answer broke off: {}", chain(&error)),
         })?;
         if let Some(data) = frame.data_ref() {

@@ -1,5 +1,7 @@
 //! The three Kinesis calls of a reader, in Millrace's own types. Retries nothing: one call is one attempt.
 
+use std::{sync::Arc, time::Duration};
+
 use aws_sdk_kinesis::{
     operation::get_records::GetRecordsOutput,
     types::{Record as SdkRecord, ShardIteratorType},
@@ -12,13 +14,33 @@ use millrace_common::{
     position::Position,
 };
 
-use super::{failure::Failure, poll::CreatedStream};
+use tokio::{sync::Mutex, time::Instant};
+
+use super::{failure::Failure, gap::SHORTEST_RETENTION, poll::CreatedStream};
 use crate::source::Record;
 
 /// A connection to Kinesis with one identity; a cheap clone.
 #[derive(Debug, Clone)]
 pub struct Client {
     sdk: aws_sdk_kinesis::Client,
+    described: Arc<Mutex<Option<Described>>>,
+}
+
+/// What a stream was described as, and when that was asked.
+#[derive(Debug)]
+struct Described {
+    asked: Instant,
+    arn: String,
+    stream: CreatedStream,
+}
+
+/// What to begin with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Origin {
+    /// The first record behind this place.
+    Position(Position),
+    /// This record itself, to see whether it is still there.
+    Record(SequenceNumber),
 }
 
 /// What GetRecords answered; nothing is checked yet but that numbers are numbers.
@@ -47,6 +69,7 @@ impl Client {
         };
         Self {
             sdk: aws_sdk_kinesis::Client::new(&aws::config(&access).await),
+            described: Arc::default(),
         }
     }
 
@@ -54,7 +77,7 @@ impl Client {
         &self,
         stream_arn: &str,
         shard: &ShardId,
-        position: &Position,
+        from: &Origin,
     ) -> Result<String, Failure> {
         const CALL: &str = "GetShardIterator";
         let call = self
@@ -62,12 +85,15 @@ impl Client {
             .get_shard_iterator()
             .stream_arn(stream_arn)
             .shard_id(shard.as_str());
-        let call = match position {
-            Position::TrimHorizon => call.shard_iterator_type(ShardIteratorType::TrimHorizon),
-            Position::AtTimestamp(time) => call
+        let call = match from {
+            Origin::Record(number) => call
+                .shard_iterator_type(ShardIteratorType::AtSequenceNumber)
+                .starting_sequence_number(number.as_str()),
+            Origin::Position(Position::TrimHorizon) => call.shard_iterator_type(ShardIteratorType::TrimHorizon),
+            Origin::Position(Position::AtTimestamp(time)) => call
                 .shard_iterator_type(ShardIteratorType::AtTimestamp)
                 .timestamp(date_time(*time)),
-            Position::After(sequence_number) => call
+            Origin::Position(Position::After(sequence_number)) => call
                 .shard_iterator_type(ShardIteratorType::AfterSequenceNumber)
                 .starting_sequence_number(sequence_number.as_str()),
         };
@@ -89,7 +115,28 @@ impl Client {
             .map_err(|number| Failure::malformed(CALL, format!("{number:?} is not a sequence number")))
     }
 
-    pub(super) async fn stream_created(&self, stream_arn: &str) -> Result<CreatedStream, Failure> {
+    /// What the stream is at some moment after this was asked. Readers of one lane that ask together share one call: there
+    /// may be 20 a second in an account.
+    pub(super) async fn stream(&self, stream_arn: &str) -> Result<CreatedStream, Failure> {
+        let asked = Instant::now();
+        let mut described = self.described.lock().await;
+        if let Some(last) = &*described
+            && last.asked >= asked
+            && last.arn == stream_arn
+        {
+            return Ok(last.stream);
+        }
+        let asked = Instant::now();
+        let stream = self.describe(stream_arn).await?;
+        *described = Some(Described {
+            asked,
+            arn: stream_arn.to_owned(),
+            stream,
+        });
+        Ok(stream)
+    }
+
+    async fn describe(&self, stream_arn: &str) -> Result<CreatedStream, Failure> {
         const CALL: &str = "DescribeStreamSummary";
         let call = self.sdk.describe_stream_summary().stream_arn(stream_arn);
         let output = call.send().await.map_err(|error| Failure::of(CALL, &error))?;
@@ -99,6 +146,8 @@ impl Client {
                 let created = &summary.stream_creation_timestamp;
                 CreatedStream {
                     created_millis: created.to_millis().unwrap_or_default(),
+                    retention: Duration::from_secs(u64::try_from(summary.retention_period_hours).unwrap_or(0) * 3600)
+                        .max(SHORTEST_RETENTION),
                 }
             })
             .ok_or_else(|| Failure::malformed(CALL, "an answer without a description"))

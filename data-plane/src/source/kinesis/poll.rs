@@ -12,6 +12,7 @@
 
 use std::time::Duration;
 
+use jiff::Timestamp;
 use millrace_common::{
     ids::{SequenceNumber, ShardId},
     position::Position,
@@ -20,8 +21,9 @@ use tokio::time::Instant;
 
 use super::{
     ReaderOptions, Stop, check,
-    client::Reply,
+    client::{Origin, Reply},
     failure::{Failure, Kind},
+    gap::{self, Verdict},
     throttle::{Brake, Pace},
 };
 use crate::source::{Error, Record, ShardEnd, Trouble};
@@ -44,6 +46,9 @@ const SHOW_THROTTLING_AFTER: Duration = Duration::from_secs(30);
 const STALL: Duration = Duration::from_secs(60);
 /// Empty answers at the tip after which a replay's missing record is believed to be gone.
 const EMPTY_AT_TIP: u32 = 5;
+/// A reader at the tip believes that a backfill's end has come when it is this long past: further apart than this no
+/// two clocks are whose signatures Kinesis accepts.
+const END_GRACE: Duration = Duration::from_secs(5 * 60);
 /// "Not found" for the shard, while its stream is there, after which the shard is believed to be gone.
 const SHARD_NOT_FOUND: u32 = 3;
 
@@ -54,8 +59,8 @@ pub(super) enum Action {
     Wait(Instant),
     /// Ask when the stream was created.
     VerifyStream,
-    /// Ask for an iterator at this position.
-    GetIterator(Position),
+    /// Ask for an iterator at this place.
+    GetIterator(Origin),
     /// Read.
     GetRecords {
         /// From here.
@@ -67,6 +72,8 @@ pub(super) enum Action {
     },
     /// There is nothing to read.
     Finish(Stop),
+    /// Records may be gone: end with [`Machine::doubtful`].
+    GiveUp,
 }
 
 /// A stream as Kinesis describes it.
@@ -74,6 +81,8 @@ pub(super) enum Action {
 pub(super) struct CreatedStream {
     /// When it was created.
     pub(super) created_millis: i64,
+    /// How long it keeps records.
+    pub(super) retention: Duration,
 }
 
 /// What came of an answer.
@@ -88,7 +97,10 @@ pub(super) struct Accepted {
     pub(super) duplicates: u64,
     /// The iterator was given up because it brought nothing.
     pub(super) stalled: bool,
+    /// All records that arrived before this are in this answer or before it.
+    pub(super) complete_until: Option<Timestamp>,
     reached_until: bool,
+    reached_time: bool,
 }
 
 impl Accepted {
@@ -96,6 +108,8 @@ impl Accepted {
     pub(super) fn stop(&self) -> Option<Stop> {
         if self.reached_until {
             Some(Stop::Until)
+        } else if self.reached_time {
+            Some(Stop::Time)
         } else {
             self.end.as_ref().map(|_| Stop::ShardEnd)
         }
@@ -107,6 +121,15 @@ impl Accepted {
 struct Stall {
     since: Instant,
     lag: Duration,
+}
+
+/// How the iterator was asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Asked {
+    /// At the position.
+    Plainly,
+    /// At the record that the position is after: if it comes first, nothing behind it was trimmed.
+    ForProof,
 }
 
 /// The state of a polling reader.
@@ -130,12 +153,26 @@ pub(super) struct Machine {
     expired_iterators: u32,
     stall: Option<Stall>,
     empty_at_tip: u32,
+    /// All records that arrived before this lie before the position.
+    complete_until: Option<Timestamp>,
+    /// How long the stream keeps records, once that was asked.
+    retention: Option<Duration>,
+    /// Retention is to be asked for.
+    ask_retention: bool,
+    /// The next iterator is asked for by time: the position's sequence number has left the stream, and no record has.
+    by_time: bool,
+    asked: Asked,
 }
 
 impl Machine {
     pub(super) fn new(options: ReaderOptions, now: Instant) -> Self {
         Self {
             position: options.start.clone(),
+            complete_until: options.complete_until,
+            retention: None,
+            ask_retention: false,
+            by_time: false,
+            asked: Asked::Plainly,
             pace: Pace::new(options.limits, now),
             options,
             iterator: None,
@@ -167,11 +204,11 @@ impl Machine {
         if now < self.pace.call_at() {
             return Action::Wait(self.pace.call_at());
         }
-        if self.verify_stream {
+        if self.verify_stream || self.ask_retention {
             return Action::VerifyStream;
         }
         let Some(iterator) = &self.iterator else {
-            return Action::GetIterator(self.position.clone());
+            return self.want_iterator();
         };
         if now < self.pace.records_at() {
             return Action::Wait(self.pace.records_at());
@@ -189,6 +226,56 @@ impl Machine {
         }
     }
 
+    /// Asks for an iterator, if that is known to bring all that comes behind the position.
+    fn want_iterator(&self) -> Action {
+        if self.by_time
+            && let Some(time) = self.complete_until
+        {
+            return Action::GetIterator(Origin::Position(gap::begin(time)));
+        }
+        if !gap::is_suspicious(&self.position, self.complete_until, self.options.clock.now()) {
+            return Action::GetIterator(Origin::Position(self.position.clone()));
+        }
+        let Some(verdict) = self.verdict() else {
+            return Action::VerifyStream;
+        };
+        match (&self.position, verdict) {
+            (Position::After(number), Verdict::Doubtful { .. }) => Action::GetIterator(Origin::Record(number.clone())),
+            (_, Verdict::Doubtful { .. }) => Action::GiveUp,
+            (position, Verdict::Safe) => Action::GetIterator(Origin::Position(position.clone())),
+        }
+    }
+
+    /// What is to be believed of the position; `None` if the stream's retention is not known.
+    fn verdict(&self) -> Option<Verdict> {
+        let now = self.options.clock.now();
+        Some(gap::judge(self.complete_until, self.retention?, now))
+    }
+
+    /// The position may be one behind which records are missing, and nothing can prove that none are.
+    pub(super) fn doubtful(&self) -> Error {
+        self.expired(
+            "what comes next in the stream is not known to be the next record",
+            None,
+            false,
+        )
+    }
+
+    fn expired(&self, message: &str, first: Option<Timestamp>, shard_gone: bool) -> Error {
+        let (from, to) = match self.verdict() {
+            Some(Verdict::Doubtful { from, to }) => (from, Some(to)),
+            _ => (self.complete_until, None),
+        };
+        Error::PositionExpired {
+            shard: self.options.shard.clone(),
+            position: Box::new(self.position.clone()),
+            message: message.to_owned(),
+            from,
+            to: first.or(to),
+            shard_gone,
+        }
+    }
+
     /// The stream was described.
     pub(super) fn on_stream(&mut self, stream: CreatedStream) -> Result<(), Error> {
         let expected = self.options.stream.created.as_millisecond();
@@ -200,11 +287,18 @@ impl Machine {
             return Err(Error::StreamRecreated { message });
         }
         self.verify_stream = false;
+        self.ask_retention = false;
+        self.retention = Some(stream.retention);
         Ok(())
     }
 
-    /// An iterator was given.
-    pub(super) fn on_iterator(&mut self, iterator: String) {
+    /// An iterator for `from` was given.
+    pub(super) fn on_iterator(&mut self, from: &Origin, iterator: String) {
+        self.asked = match from {
+            Origin::Record(_) => Asked::ForProof,
+            Origin::Position(_) => Asked::Plainly,
+        };
+        self.by_time = false;
         self.iterator = Some(iterator);
     }
 
@@ -221,6 +315,7 @@ impl Machine {
                 format!("an answer with {message}"),
             )))
         };
+        self.prove(&reply)?;
         let shard = &self.options.shard;
         let bytes = reply.records.iter().map(|record| record.data.len() as u64).sum();
         let end = match check::end(shard, reply.next_iterator.as_deref(), reply.children.as_deref()) {
@@ -242,6 +337,7 @@ impl Machine {
             .millis_behind
             .map(|millis| Duration::from_millis(u64::try_from(millis).unwrap_or(0)));
         let at_tip = lag.is_none_or(|lag| lag.is_zero());
+        let (fresh, reached_time) = self.cut_at_end(fresh, at_tip && lag.is_some() && end.is_none());
         let nothing = fresh.records.is_empty();
 
         self.pace.answered(started, now, bytes, nothing && at_tip);
@@ -250,6 +346,15 @@ impl Machine {
         self.iterator = reply.next_iterator;
         if let Some(last) = fresh.records.last() {
             self.position = Position::After(last.sequence_number.clone());
+            if let Some(arrival) = arrival(last) {
+                self.complete_until = self.complete_until.max(Some(arrival));
+            }
+        }
+        if lag.is_some_and(|lag| lag.is_zero()) && !reached_time {
+            // As of when the call began.
+            let waited = jiff::SignedDuration::try_from(now - started).unwrap_or_default();
+            let tip = self.options.clock.now().checked_sub(waited).ok();
+            self.complete_until = self.complete_until.max(tip);
         }
         self.empty_at_tip = if nothing && at_tip { self.empty_at_tip + 1 } else { 0 };
         if self.options.until.is_some() && !fresh.reached_until {
@@ -270,19 +375,62 @@ impl Machine {
             end: end.filter(|_| self.options.until.is_none()),
             duplicates: fresh.duplicates,
             stalled,
+            complete_until: self.complete_until,
             reached_until: fresh.reached_until,
+            reached_time,
         }))
+    }
+
+    /// Whether the first answer shows the record that the position is after. If it shows another one, or the tip, what was
+    /// in between is not known.
+    fn prove(&mut self, reply: &Reply) -> Result<(), Error> {
+        if self.asked == Asked::Plainly {
+            return Ok(());
+        }
+        let first = reply.records.first();
+        let behind = reply.millis_behind.is_some_and(|millis| millis > 0);
+        match (first, self.position.sequence_number()) {
+            (Some(first), Some(number)) if first.sequence_number <= *number => {
+                self.asked = Asked::Plainly;
+                Ok(())
+            }
+            (Some(first), _) => {
+                let message = format!(
+                    "record {} comes next, and others may have come before it",
+                    first.sequence_number
+                );
+                Err(self.expired(&message, arrival(first), false))
+            }
+            // Empty answers on the way to the first record are usual.
+            (None, _) if behind && reply.next_iterator.is_some() => Ok(()),
+            (None, _) => Err(self.doubtful()),
+        }
+    }
+
+    /// Cuts off what arrived at the end of a backfill or later. At the tip, the end has come once it is well past.
+    fn cut_at_end(&self, mut fresh: check::Fresh, at_tip: bool) -> (check::Fresh, bool) {
+        let Some(end) = self.options.end.filter(|_| self.options.until.is_none()) else {
+            return (fresh, false);
+        };
+        if let Some(at) = fresh
+            .records
+            .iter()
+            .position(|record| arrival(record).is_some_and(|time| time >= end))
+        {
+            fresh.records.truncate(at);
+            return (fresh, true);
+        }
+        let past = end
+            .checked_add(END_GRACE)
+            .is_ok_and(|past| self.options.clock.now() >= past);
+        (fresh, at_tip && past)
     }
 
     fn missing(&self, found: String) -> Error {
         let shard = self.options.shard.clone();
         match self.options.until.clone() {
             Some(until) => Error::RecordMissing { shard, until, found },
-            None => Error::PositionExpired {
-                shard,
-                position: self.position.clone(),
-                message: found,
-            },
+            None => self.expired(&found, None, false),
         }
     }
 
@@ -306,6 +454,10 @@ impl Machine {
             Some(stall) if lag >= stall.lag && now - stall.since >= STALL => {
                 self.iterator = None;
                 self.stall = None;
+                // A sequence number that has left the stream may bring nothing for ever; its time does.
+                self.by_time = matches!(self.position, Position::After(_))
+                    && gap::judge(self.complete_until, gap::SHORTEST_RETENTION, self.options.clock.now())
+                        == Verdict::Safe;
                 true
             }
             Some(stall) if lag >= stall.lag => false,
@@ -383,7 +535,7 @@ impl Machine {
         if !self.verify_stream {
             self.shard_not_found += 1;
             if self.shard_not_found >= SHARD_NOT_FOUND {
-                return Err(self.gone(failure));
+                return Err(self.expired(&describe(failure), None, true));
             }
         }
         self.verify_stream = true;
@@ -412,7 +564,18 @@ impl Machine {
             });
         }
         match self.position {
-            Position::After(_) => Err(self.gone(failure)),
+            Position::After(_) => match self.verdict() {
+                None => {
+                    self.ask_retention = true;
+                    Ok((None, false))
+                }
+                // Its record has left the stream, but none behind it has.
+                Some(Verdict::Safe) if !self.by_time => {
+                    self.by_time = true;
+                    Ok((None, false))
+                }
+                Some(_) => Err(self.expired(&describe(failure), None, false)),
+            },
             // A time in the future, where Kinesis' clock is behind: it will come.
             Position::AtTimestamp(_) => Ok((Some(Brake::Failed), lasted >= SHOW_FAILURE_AFTER)),
             Position::TrimHorizon => Err(Error::Refused {
@@ -421,18 +584,17 @@ impl Machine {
         }
     }
 
-    fn gone(&self, failure: &Failure) -> Error {
-        Error::PositionExpired {
-            shard: self.options.shard.clone(),
-            position: self.position.clone(),
-            message: describe(failure),
-        }
-    }
-
     /// The shard that is read.
     pub(super) fn shard(&self) -> &ShardId {
         &self.options.shard
     }
+}
+
+/// When a record arrived, if Kinesis said so.
+fn arrival(record: &Record) -> Option<Timestamp> {
+    (record.arrival_millis > 0)
+        .then(|| Timestamp::from_millisecond(record.arrival_millis).ok())
+        .flatten()
 }
 
 fn describe(failure: &Failure) -> String {

@@ -230,6 +230,17 @@ pub(super) fn get_iterator(account: &Account, body: &[u8]) -> Result<Reply, Erro
     let stream = account.readable_stream(request.stream.name(), request.stream.arn())?;
     let index = stream.index_of(given(&request.shard))?;
     let start = request.start(&stream, index, now_ms)?;
+    if account.options.refuse_trimmed_numbers
+        && let Start::At(number) | Start::After(number) = start
+        && stream.is_trimmed(index, number, now_ms)?
+    {
+        return Err(Error::invalid_argument(format!(
+            "StartingSequenceNumber {} used in GetShardIterator on shard {} in {} is invalid.",
+            text(&request.sequence).unwrap_or_default(),
+            shard::id(index),
+            stream.label()
+        )));
+    }
     let iterator = ShardIterator {
         stream: stream.identity.name.clone(),
         created_s: stream.identity.created_s,

@@ -1,6 +1,6 @@
 //! The polling machine, driven by hand: time, answers and failures are made up, and what it wants to do is checked.
 
-use millrace_common::pipe::StreamIdentity;
+use millrace_common::{clock::Clock, pipe::StreamIdentity};
 
 use super::*;
 use crate::source::kinesis::{Limits, client::Child};
@@ -70,6 +70,10 @@ impl Bed {
             start,
             until: until.map(number),
             limits: Limits::default(),
+            // Nothing here is old, but where a test says so.
+            complete_until: Some(jiff::Timestamp::now()),
+            end: None,
+            clock: Clock::System,
         };
         let now = Instant::now();
         Self {
@@ -96,12 +100,15 @@ impl Bed {
     /// The position from which an iterator is asked for; gives one.
     fn iterator(&mut self) -> Position {
         let (action, _) = self.next();
-        let Action::GetIterator(position) = action else {
+        let Action::GetIterator(from) = action else {
             panic!("{action:?} instead of an iterator")
         };
         self.iterators += 1;
-        self.machine.on_iterator(format!("iterator {}", self.iterators));
-        position
+        self.machine.on_iterator(&from, format!("iterator {}", self.iterators));
+        match from {
+            Origin::Position(position) => position,
+            Origin::Record(number) => panic!("record {number} itself is asked for"),
+        }
     }
 
     /// Answers the GetRecords call that comes next.
@@ -190,13 +197,21 @@ fn empty_answers_behind_the_tip_are_walked_through_at_full_rate() {
 #[test]
 fn an_iterator_that_brings_nothing_for_a_minute_is_given_up() {
     let mut bed = Bed::new(after(5), None);
+    let known = bed.machine.complete_until;
     bed.iterator();
     let start = bed.now;
     while !bed.accepted(reply(&[], 1_000)).stalled {
         assert!(bed.now - start < Duration::from_secs(70));
     }
     assert!(bed.now - start >= STALL);
-    assert_eq!(bed.iterator(), after(5));
+    // A number that has left the stream may bring nothing for ever, and a time does not.
+    assert_eq!(Some(bed.iterator()), known.map(gap::begin));
+    // Without one, it is the number again.
+    let mut bed = Bed::new(Position::TrimHorizon, None);
+    bed.machine.complete_until = None;
+    bed.iterator();
+    while !bed.accepted(reply(&[], 1_000)).stalled {}
+    assert_eq!(bed.iterator(), Position::TrimHorizon);
 }
 
 #[test]
@@ -347,11 +362,12 @@ fn what_a_person_must_mend_is_shown_at_once_and_probed() {
                     .machine
                     .on_stream(CreatedStream {
                         created_millis: CREATED,
+                        retention: gap::SHORTEST_RETENTION,
                     })
                     .unwrap(),
-                Action::GetIterator(position) => {
-                    assert_eq!(position, after(1), "the place is kept");
-                    bed.machine.on_iterator("again".to_owned());
+                Action::GetIterator(from) => {
+                    assert_eq!(from, Origin::Position(after(1)), "the place is kept");
+                    bed.machine.on_iterator(&from, "again".to_owned());
                 }
                 Action::GetRecords { .. } => {
                     bed.accepted(reply(&[2], 0));
@@ -378,6 +394,7 @@ fn a_stream_that_was_gone_is_checked_before_it_is_read_again() {
         .machine
         .on_stream(CreatedStream {
             created_millis: CREATED + 1,
+            retention: gap::SHORTEST_RETENTION,
         })
         .expect_err("another stream");
     assert_eq!(error.reason(), millrace_common::reason::SOURCE_STREAM_RECREATED);
@@ -393,6 +410,7 @@ fn a_shard_that_is_gone_from_a_stream_that_is_there_has_expired() {
         bed.machine
             .on_stream(CreatedStream {
                 created_millis: CREATED,
+                retention: gap::SHORTEST_RETENTION,
             })
             .unwrap();
     }
@@ -417,7 +435,8 @@ fn invalid_arguments_of_an_iterator_are_told_apart_by_their_text() {
     let ours =
         "Invalid StartingSequenceNumber. It encodes shardId-1, while it was used in a call to a shard with shardId-2";
     assert!(matches!(fail(after(4), ours), Err(Error::Refused { .. })));
-    assert!(matches!(fail(after(4), "too old"), Err(Error::PositionExpired { .. })));
+    // Whether that is a loss depends on what is known.
+    assert!(matches!(fail(after(4), "too old"), Ok(Action::VerifyStream)));
     assert!(matches!(
         fail(Position::TrimHorizon, "what"),
         Err(Error::Refused { .. })
@@ -428,6 +447,188 @@ fn invalid_arguments_of_an_iterator_are_told_apart_by_their_text() {
         fail(future, "the timestamp is in the future"),
         Ok(Action::Wait(_))
     ));
+}
+
+const HOUR: Duration = Duration::from_secs(3600);
+
+/// A machine whose position was complete at some time before now, with a clock to set.
+fn aged(start: Position, age: Option<Duration>) -> (Bed, Clock) {
+    let mut bed = Bed::new(start, None);
+    let clock = Clock::manual("2026-11-22T12:00:00Z".parse().unwrap());
+    bed.machine.options.clock = clock.clone();
+    bed.machine.complete_until = age.map(|age| clock.now() - age);
+    (bed, clock)
+}
+
+fn described(bed: &mut Bed, retention: Duration) {
+    assert_eq!(bed.next().0, Action::VerifyStream);
+    let stream = CreatedStream {
+        created_millis: CREATED,
+        retention,
+    };
+    bed.machine.on_stream(stream).unwrap();
+}
+
+fn arrived(mut reply: Reply, millis: i64) -> Reply {
+    for record in &mut reply.records {
+        record.arrival_millis = millis;
+    }
+    reply
+}
+
+fn too_old() -> Failure {
+    Failure {
+        call: "GetShardIterator",
+        kind: Kind::InvalidArgument,
+        message: "InvalidArgumentException: the sequence number is invalid".to_owned(),
+    }
+}
+
+#[test]
+fn an_aged_number_is_no_loss_where_the_reader_was_at_the_tip() {
+    let (mut bed, clock) = aged(after(4), Some(HOUR));
+    let Action::GetIterator(Origin::Position(position)) = bed.next().0 else {
+        panic!()
+    };
+    assert_eq!(position, after(4));
+    bed.fail(&too_old()).unwrap();
+    described(&mut bed, HOUR * 24);
+    assert_eq!(bed.iterator(), after(4));
+    bed.machine.iterator = None;
+    bed.fail(&too_old()).unwrap();
+    assert_eq!(bed.iterator(), Position::AtTimestamp(clock.now() - HOUR - gap::SKEW));
+    // What was read before comes again and is dropped.
+    let page = bed.accepted(reply(&[3, 4, 5], 0));
+    assert_eq!(
+        (page.records.len(), page.duplicates, page.last),
+        (1, 2, Some(number(5)))
+    );
+    assert_eq!(
+        bed.machine.complete_until,
+        Some(clock.now() - Duration::from_millis(10))
+    );
+}
+
+#[test]
+fn an_aged_number_is_a_gap_where_it_was_behind() {
+    let (mut bed, clock) = aged(after(4), Some(HOUR * 25));
+    described(&mut bed, HOUR * 24);
+    assert_eq!(bed.next().0, Action::GetIterator(Origin::Record(number(4))));
+    let Err(Error::PositionExpired {
+        from, to, shard_gone, ..
+    }) = bed.fail(&too_old())
+    else {
+        panic!()
+    };
+    assert_eq!(
+        (from, to),
+        (Some(clock.now() - HOUR * 25), Some(clock.now() - HOUR * 24))
+    );
+    assert!(!shard_gone);
+    // A stream that keeps records for longer is asked nothing special.
+    let (mut bed, _) = aged(after(4), Some(HOUR * 25));
+    described(&mut bed, HOUR * 48);
+    assert_eq!(bed.iterator(), after(4));
+}
+
+#[test]
+fn what_follows_is_taken_only_if_the_last_record_is_still_there() {
+    let begin = |age| {
+        let (mut bed, clock) = aged(after(4), age);
+        described(&mut bed, HOUR * 24);
+        let (action, _) = bed.next();
+        assert_eq!(action, Action::GetIterator(Origin::Record(number(4))));
+        bed.machine
+            .on_iterator(&Origin::Record(number(4)), "iterator".to_owned());
+        (bed, clock)
+    };
+    for age in [None, Some(HOUR * 30)] {
+        let (mut bed, _) = begin(age);
+        assert_eq!(bed.accepted(reply(&[], 5)).records, []);
+        let page = bed.accepted(reply(&[4, 6], 0));
+        assert_eq!((page.records.len(), page.duplicates), (1, 1));
+        assert_eq!(bed.accepted(reply(&[7], 0)).records.len(), 1);
+
+        let (mut bed, clock) = begin(age);
+        let first = clock.now().as_millisecond() - 5_000;
+        let Err(Error::PositionExpired { from, to, .. }) = bed.answer(arrived(reply(&[6], 0), first)) else {
+            panic!()
+        };
+        assert_eq!(from, age.map(|age| clock.now() - age));
+        assert_eq!(to.map(Timestamp::as_millisecond), Some(first));
+
+        let (mut bed, _) = begin(age);
+        assert!(matches!(bed.answer(reply(&[], 0)), Err(Error::PositionExpired { .. })));
+    }
+}
+
+#[test]
+fn a_time_that_has_left_the_stream_is_a_gap_if_it_was_promised() {
+    let time = |clock: &Clock| Position::AtTimestamp(clock.now() - HOUR * 25);
+    let (mut bed, clock) = aged(Position::TrimHorizon, Some(HOUR * 25));
+    bed.machine.position = time(&clock);
+    described(&mut bed, HOUR * 24);
+    assert_eq!(bed.next().0, Action::GiveUp);
+    assert!(matches!(bed.machine.doubtful(), Error::PositionExpired { .. }));
+    // Nothing was promised of a time that was gone from the beginning.
+    let (mut bed, clock) = aged(Position::TrimHorizon, None);
+    bed.machine.position = time(&clock);
+    assert_eq!(bed.iterator(), time(&clock));
+}
+
+#[test]
+fn a_reader_knows_how_far_it_is_complete() {
+    let (mut bed, clock) = aged(Position::TrimHorizon, None);
+    bed.iterator();
+    let early = clock.now().as_millisecond() - 60_000;
+    let page = bed.accepted(arrived(reply(&[1], 30_000), early));
+    assert_eq!(page.complete_until.map(Timestamp::as_millisecond), Some(early));
+    // Arrival times may go back.
+    let page = bed.accepted(arrived(reply(&[2], 30_000), early - 500));
+    assert_eq!(page.complete_until.map(Timestamp::as_millisecond), Some(early));
+    let page = bed.accepted(reply(&[], 0));
+    assert_eq!(page.complete_until, Some(clock.now() - Duration::from_millis(10)));
+    clock.advance(HOUR);
+    let page = bed.accepted(reply(&[], 4));
+    assert_eq!(
+        page.complete_until,
+        Some(clock.now() - HOUR - Duration::from_millis(10))
+    );
+}
+
+#[test]
+fn a_backfill_ends_before_the_first_record_of_its_end() {
+    let bounded = |past: Duration| {
+        let (mut bed, clock) = aged(Position::TrimHorizon, None);
+        bed.machine.options.end = Some(clock.now() - past);
+        bed.iterator();
+        let end = (clock.now() - past).as_millisecond();
+        (bed, end)
+    };
+    let (mut bed, end) = bounded(HOUR);
+    assert_eq!(bed.accepted(arrived(reply(&[1, 2], 9), end - 1)).stop(), None);
+    let mut mixed = arrived(reply(&[3, 4, 5], 9), end - 1);
+    mixed.records[1].arrival_millis = end;
+    let page = bed.accepted(mixed);
+    assert_eq!(
+        (page.records.len(), page.last.clone(), page.stop()),
+        (1, Some(number(3)), Some(Stop::Time))
+    );
+
+    // At the tip nothing more can come, once the end is well past.
+    let (mut bed, _) = bounded(HOUR);
+    assert_eq!(bed.accepted(reply(&[], 9)).stop(), None);
+    assert_eq!(bed.accepted(reply(&[], 0)).stop(), Some(Stop::Time));
+    let (mut bed, _) = bounded(END_GRACE - Duration::from_secs(1));
+    assert_eq!(bed.accepted(reply(&[], 0)).stop(), None);
+
+    // The end of a shard comes first: its children may hold records of before.
+    let (mut bed, _) = bounded(HOUR);
+    let page = bed.accepted(self::end(&[1]));
+    assert_eq!(
+        (page.stop(), page.end.map(|end| end.children.len())),
+        (Some(Stop::ShardEnd), Some(1))
+    );
 }
 
 #[test]
@@ -510,10 +711,11 @@ mod properties {
             let mut calls: Vec<Instant> = Vec::new();
             for event in events {
                 match bed.next().0 {
-                    Action::GetIterator(position) => {
+                    Action::GetIterator(from) => {
+                        let Origin::Position(position) = &from else { panic!("{from:?}") };
                         // Where the service goes on: after the position.
                         cursor = position.sequence_number().map_or(0, |number| number.as_str().parse().unwrap());
-                        bed.machine.on_iterator("it".to_owned());
+                        bed.machine.on_iterator(&from, "it".to_owned());
                         continue;
                     }
                     Action::GetRecords { .. } => calls.push(bed.now),
