@@ -372,7 +372,7 @@ fn replay_late(batch: BatchId, worker: &WorkerInstance, open: protocol::Open, la
         ),
     };
     let message = format!(
-        "batch {batch} was committed late: {why}. If an attempt to insert it was carried out long before the last one, its          rows may be there twice: compare count() and uniqExact(_shard_id, _sequence_number, _sub_sequence_number) around          that time, if the table has these columns"
+        "batch {batch} was committed late: {why}. If an attempt to insert it was carried out long before the last one, its rows may be there twice: compare count() and uniqExact(_shard_id, _sequence_number, _sub_sequence_number) around that time, if the table has these columns"
     );
     let event = NewEvent::new(kind::REPLAY_LATE, Severity::Warning, message)
         .by(format!("worker/{}", worker.worker))
