@@ -29,6 +29,8 @@ mod refusal;
 mod reset;
 
 #[cfg(test)]
+mod life;
+#[cfg(test)]
 mod model;
 #[cfg(test)]
 mod tests;

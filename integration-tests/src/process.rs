@@ -9,6 +9,7 @@
 
 mod child;
 mod fork;
+mod logs;
 mod ports;
 mod scratch;
 mod tools;
@@ -16,6 +17,7 @@ mod wait;
 
 pub(crate) use child::tail;
 pub use child::{Error, Process, Spawn};
+pub use logs::log_errors;
 pub use nix::sys::signal::Signal;
 pub use ports::free_port;
 pub use scratch::Scratch;

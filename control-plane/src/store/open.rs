@@ -99,9 +99,11 @@ async fn sqlite(options: &Options) -> Result<Opened, Error> {
         .max_connections(1)
         .acquire_timeout(ACQUIRE_TIMEOUT);
     if is_memory(&options.url) {
-        // The database lives as long as its one connection.
+        // The database lives as long as its one connection. A caller that goes away while the connection is tested for
+        // it takes the connection along, so it is not tested.
         let pool = one
             .min_connections(1)
+            .test_before_acquire(false)
             .idle_timeout(None)
             .max_lifetime(None)
             .connect_with(connect.shared_cache(false));

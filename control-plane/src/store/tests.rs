@@ -310,3 +310,22 @@ async fn memory_databases_are_apart() {
     assert_eq!(two.get_pipe(&pipe.name).await.unwrap(), None);
     one.ping().await.unwrap();
 }
+
+#[tokio::test]
+async fn a_memory_database_outlives_callers_that_go_away() {
+    let store = Store::open(&Options::new("sqlite::memory:"), sealer(1), Clock::System)
+        .await
+        .unwrap();
+    let pipe = fill(&store).await;
+    for round in 0..500 {
+        // Goes away after some of its steps, wherever they end.
+        let mut read = std::pin::pin!(store.get_pipe(&pipe.name));
+        for _ in 0..round % 10 {
+            if futures::poll!(&mut read).is_ready() {
+                break;
+            }
+            tokio::task::yield_now().await;
+        }
+    }
+    assert!(store.get_pipe(&pipe.name).await.unwrap().is_some());
+}

@@ -10,6 +10,7 @@ use millrace_control_plane::app::{App, Options, Running};
 use millrace_integration_tests::{
     clickhouse::{self, ClickHouse},
     kinesis::{self, Emulator, Interceptor},
+    process::log_errors,
 };
 use millrace_proto::api::v1::{
     self as proto, credential::Kind, credential_service_client::CredentialServiceClient,
@@ -85,6 +86,7 @@ impl Bed {
     }
 
     pub(crate) async fn start_with(options: kinesis::Options) -> Self {
+        log_errors();
         let engine = engine().await;
         let kinesis = Emulator::start(options).await.expect("an emulator");
         kinesis.create_stream("events", 2).expect("a stream");

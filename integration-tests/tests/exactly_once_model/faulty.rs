@@ -7,9 +7,9 @@ pub(crate) enum Fault {
     None,
     /// Prepare does not look at the epoch or at who holds the shard.
     PrepareOfAnybody,
-    /// Prepare does not look at where a slice starts.
+    /// Prepare does not look at where a slice starts, and workers do not wait with it for the batch before.
     PrepareAnywhere,
-    /// Commit takes batches in any order.
+    /// Commit takes batches in any order, and workers commit what ClickHouse has acknowledged at once.
     CommitInAnyOrder,
     /// Commit does not look at the epoch or at who holds the shard.
     CommitOfAnybody,

@@ -100,6 +100,21 @@ impl Worker {
         }
     }
 
+    /// Whether an answer to this request would be heard: it is the call that the worker waits for now. The answer to an
+    /// earlier call under other leases comes to nobody.
+    pub(crate) fn hears(&self, request: &Request) -> bool {
+        let current =
+            |id: u8, epochs: &Epochs| self.open.get(&id).is_some_and(|open| self.epochs(&open.cut) == *epochs);
+        let now = match request {
+            Request::Prepare { cut, epochs, .. } => current(cut.id, epochs),
+            Request::Commit { batch, epochs, .. } => current(*batch, epochs),
+            Request::Insert { .. } => true,
+            Request::Finish { shard, epoch, .. } => self.held.get(shard).is_some_and(|held| held.epoch == *epoch),
+        };
+        let waits = request.step().is_none_or(|step| self.awaits.contains(&step));
+        self.process == request.from() && waits && now
+    }
+
     /// Whether there is nothing that a crash could take.
     pub(crate) fn is_blank(&self) -> bool {
         self.held.is_empty() && self.open.is_empty()
@@ -208,6 +223,12 @@ impl Worker {
                 }
             }
         }
+        if fault == Fault::PrepareAnywhere {
+            for open in self.open.values().filter(|open| !open.replay) {
+                let (from, cut, epochs) = (self.process, open.cut.clone(), self.epochs(&open.cut));
+                sent.insert(Request::Prepare { from, cut, epochs });
+            }
+        }
         if let Some(held) = self.held.get(&PARENT)
             && held.next == records[usize::from(PARENT)]
             && (!self.tracker.holds(names::shard(PARENT)) || fault == Fault::FinishWithOpenBatches)
@@ -238,6 +259,12 @@ impl Worker {
     fn epochs(&self, cut: &Cut) -> Epochs {
         let epoch = |(shard, ..): &(u8, u8, u8)| Some((*shard, self.held.get(shard)?.epoch));
         cut.slices.iter().filter_map(epoch).collect()
+    }
+
+    /// What commits a batch, whether or not its turn has come.
+    pub(crate) fn commit_of(&self, batch: u8) -> Option<Request> {
+        let (from, epochs) = (self.process, self.epochs(&self.open.get(&batch)?.cut));
+        Some(Request::Commit { from, batch, epochs })
     }
 
     /// A step was answered. It waits for that; who does not, is not told.

@@ -120,12 +120,7 @@ impl Model for World {
         for request in state.sent.iter() {
             let worker = &state.workers[names::worker_of(request.from())];
             let request = request.clone();
-            let listens = worker.process == request.from();
-            let waits = match request.step() {
-                Some(step) => worker.awaits.contains(&step),
-                None => worker.held.contains_key(&PARENT),
-            };
-            if listens && waits {
+            if worker.hears(&request) {
                 events.push(Event::Arrive {
                     request: request.clone(),
                     answered: true,
@@ -303,6 +298,9 @@ impl World {
                 worker.held.retain(|held, state| held != shard || state.epoch != *epoch);
             }
             (None, _) => {}
+        }
+        if let (Fault::CommitInAnyOrder, Request::Insert { batch, .. }) = (self.fault, request) {
+            Arc::make_mut(&mut next.sent).extend(worker.commit_of(*batch));
         }
         true
     }

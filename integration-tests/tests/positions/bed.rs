@@ -19,7 +19,7 @@ use millrace_control_plane::app::{self, App};
 use millrace_integration_tests::{
     clickhouse::{self, ClickHouse},
     kinesis::{self, Emulator, Put},
-    process::eventually,
+    process::{eventually, log_errors},
 };
 use millrace_proto::api::v1::{
     self as proto, PipeState, credential::Kind, credential_service_client::CredentialServiceClient,
@@ -106,6 +106,7 @@ impl Drop for Worker {
 
 impl Bed {
     pub(crate) async fn start(shards: u32, refuse_trimmed_numbers: bool) -> Self {
+        log_errors();
         let engine = engine().await;
         let start = Timestamp::now();
         let kinesis = Emulator::start(kinesis::Options {
