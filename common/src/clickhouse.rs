@@ -9,9 +9,11 @@
 //! - There is one function to quote an identifier and one to quote a string; statements are built with nothing else.
 
 mod data_type;
+mod error_table;
 mod parse;
 mod quote;
 
 pub use data_type::{DataType, JsonType, TupleElement};
+pub use error_table::{ERROR_TABLE_COLUMNS, error_table_column_names};
 pub use parse::{MAX_TYPE_DEPTH, MAX_TYPE_LENGTH, ParseTypeError};
 pub use quote::{quote_identifier, quote_identifier_if_needed, quote_string};

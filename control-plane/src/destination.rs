@@ -21,6 +21,7 @@ mod service;
 use std::{fmt, time::Duration};
 
 use millrace_common::{
+    clickhouse::error_table_column_names,
     pipe::{Destination, MappedColumn, PipeSpec},
     reason,
 };
@@ -130,7 +131,13 @@ async fn prepare(server: &Server, spec: &PipeSpec, mode: Mode) -> Result<Prepare
         schema::check_insert(server, destination, &destination.table, &names).await?;
     }
     if error_table {
-        schema::check_insert(server, destination, &destination.error_table, &ddl::ERROR_COLUMN_NAMES).await?;
+        schema::check_insert(
+            server,
+            destination,
+            &destination.error_table,
+            &error_table_column_names(),
+        )
+        .await?;
     }
     let effective = guarantee::effective(server, spec, &table).await?;
     Ok(Prepared {

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Result, bail, ensure};
 use millrace_common::{
+    clickhouse::{ERROR_TABLE_COLUMNS, error_table_column_names},
     ids::{BatchId, SequenceNumber, ShardId},
     reason,
 };
@@ -154,7 +155,7 @@ async fn every_insert_states_its_settings() -> Result<()> {
 #[tokio::test]
 async fn rejected_records_arrive_in_the_error_table() -> Result<()> {
     let bed = Bed::new().await?;
-    let columns = errors_table::COLUMNS
+    let columns = ERROR_TABLE_COLUMNS
         .map(|(name, data_type)| format!("{name} {data_type}"))
         .join(", ");
     bed.one(&format!(
@@ -188,7 +189,7 @@ async fn rejected_records_arrive_in_the_error_table() -> Result<()> {
         insert(
             &bed.sink,
             "t_millrace_error",
-            &errors_table::column_names(),
+            &error_table_column_names().map(str::to_owned),
             body.clone(),
             &token,
         )

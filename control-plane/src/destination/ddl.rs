@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use millrace_common::{
-    clickhouse::{DataType, quote_identifier},
+    clickhouse::{DataType, ERROR_TABLE_COLUMNS, quote_identifier},
     pipe::{Destination, TableDefinition, TableEngine},
     reason,
 };
@@ -16,33 +16,6 @@ use super::Error;
 pub(super) const DEDUPLICATION_WINDOW: u32 = 10_000;
 /// How long rejected records are kept.
 const ERROR_TABLE_TTL_DAYS: u32 = 7;
-
-/// Columns of the error table. The worker's sink writes exactly these.
-pub(super) const ERROR_COLUMNS: [(&str, &str); 12] = [
-    ("error_timestamp", "DateTime64(3, 'UTC')"),
-    ("error_type", "LowCardinality(String)"),
-    ("error_msg", "String"),
-    ("record_key", "String"),
-    ("record_value", "String"),
-    ("record_timestamp", "DateTime64(3, 'UTC')"),
-    ("shard_id", "LowCardinality(String)"),
-    ("sequence_number", "String"),
-    ("sub_sequence_number", "UInt64"),
-    ("pipe_id", "String"),
-    ("field_path", "String"),
-    ("batch_id", "String"),
-];
-
-/// The names among [`ERROR_COLUMNS`].
-pub(super) const ERROR_COLUMN_NAMES: [&str; 12] = {
-    let mut names = [""; 12];
-    let mut index = 0;
-    while index < names.len() {
-        names[index] = ERROR_COLUMNS[index].0;
-        index += 1;
-    }
-    names
-};
 
 /// `database`.`table`, quoted.
 pub(super) fn qualified(database: &str, table: &str) -> String {
@@ -95,7 +68,7 @@ pub(super) fn create_table(destination: &Destination, definition: &TableDefiniti
 /// itself: the times in the rows are the records' own, and a replayed record may be older than the table keeps anything.
 pub(super) fn create_error_table(destination: &Destination) -> String {
     let mut columns = String::new();
-    for (index, (name, data_type)) in ERROR_COLUMNS.iter().enumerate() {
+    for (index, (name, data_type)) in ERROR_TABLE_COLUMNS.iter().enumerate() {
         let comma = if index == 0 { "" } else { ", " };
         // Writing to a String cannot fail.
         let _ = write!(columns, "{comma}{} {data_type}", quote_identifier(name));

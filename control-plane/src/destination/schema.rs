@@ -2,7 +2,7 @@
 //! `system.columns`, which every user may read as far as its grants reach.
 
 use millrace_common::{
-    clickhouse::DataType,
+    clickhouse::{DataType, ERROR_TABLE_COLUMNS, quote_identifier},
     error::FieldViolation,
     pipe::{Destination, TableEngine},
     reason,
@@ -220,7 +220,7 @@ pub(super) fn check_error_table(destination: &Destination, table: &Table) -> Res
             Some(_) => None,
         }
     };
-    let wrong: Vec<String> = ddl::ERROR_COLUMNS.iter().filter_map(wrong).collect();
+    let wrong: Vec<String> = ERROR_TABLE_COLUMNS.iter().filter_map(wrong).collect();
     if wrong.is_empty() {
         return Ok(());
     }
@@ -243,10 +243,7 @@ pub(super) async fn check_insert(
     table: &str,
     columns: &[&str],
 ) -> Result<(), Error> {
-    let names: Vec<String> = columns
-        .iter()
-        .map(|name| millrace_common::clickhouse::quote_identifier(name))
-        .collect();
+    let names: Vec<String> = columns.iter().map(|name| quote_identifier(name)).collect();
     let qualified = ddl::qualified(&destination.database, table);
     let statement = format!("INSERT INTO {qualified} ({}) FORMAT JSONEachRow\n", names.join(", "));
     let Err(error) = server.insert_nothing(&statement).await else {

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use millrace_common::{
     batch::{Counts, Digest, OpenBatch},
+    clickhouse::error_table_column_names,
     ids::{BatchId, PipeUid, SequenceNumber, ShardId},
     pipe::Compression,
     position::Slice,
@@ -20,7 +21,7 @@ use crate::{
     commit::{Body, Built},
     decode::{Decoder, Plan, RecordMeta},
     sink::clickhouse::{
-        errors_table::{self, ErrorBlock, Rejected},
+        errors_table::{ErrorBlock, Rejected},
         native,
     },
     source::{Permit, Record},
@@ -236,7 +237,7 @@ pub(super) fn build(job: Job) -> Outcome {
         ..rows
     });
     let errors = (counts.rejected_records > 0).then(|| Body {
-        columns: errors_table::column_names().into(),
+        columns: error_table_column_names().map(str::to_owned).into(),
         ..errors
     });
     let built = Built {

@@ -3,7 +3,10 @@
 //! Invariant: the block is a function of the batch and its records alone, so that a replay builds the same bytes. That is
 //! why `error_timestamp` is the time in the batch's id, and not now.
 
-use millrace_common::ids::{BatchId, SequenceNumber, ShardId};
+use millrace_common::{
+    clickhouse::ERROR_TABLE_COLUMNS,
+    ids::{BatchId, SequenceNumber, ShardId},
+};
 use ulid::Ulid;
 
 /// Most bytes of a record that are kept: the row is for finding and mending a record, and a block of records of 10 MiB
@@ -11,22 +14,6 @@ use ulid::Ulid;
 pub const MAX_VALUE_BYTES: usize = 1024 * 1024;
 /// Most bytes of a message: it may quote what was found.
 pub const MAX_MESSAGE_BYTES: usize = 4 * 1024;
-
-/// The columns of the error table, in the order of the block.
-pub const COLUMNS: [(&str, &str); 12] = [
-    ("error_timestamp", "DateTime64(3, 'UTC')"),
-    ("error_type", "LowCardinality(String)"),
-    ("error_msg", "String"),
-    ("record_key", "String"),
-    ("record_value", "String"),
-    ("record_timestamp", "DateTime64(3, 'UTC')"),
-    ("shard_id", "LowCardinality(String)"),
-    ("sequence_number", "String"),
-    ("sub_sequence_number", "UInt64"),
-    ("pipe_id", "String"),
-    ("field_path", "String"),
-    ("batch_id", "String"),
-];
 
 /// Version of the LowCardinality encoding: one dictionary per block, shared by nothing.
 const DICTIONARY_VERSION: u64 = 1;
@@ -54,11 +41,6 @@ pub struct Rejected<'a> {
     pub sequence_number: &'a SequenceNumber,
     /// Which of an aggregated or multi-line record.
     pub sub_sequence_number: u64,
-}
-
-/// Names of the columns, for the insert's column list.
-pub fn column_names() -> Vec<String> {
-    COLUMNS.iter().map(|(name, _)| (*name).to_owned()).collect()
 }
 
 /// Rejected records of one batch, as columns.
@@ -147,11 +129,11 @@ impl ErrorBlock {
     pub fn write_native(&self, pipe: &str, batch: BatchId, out: &mut Vec<u8>) {
         let rows = usize::try_from(self.rows).unwrap_or(usize::MAX);
         out.reserve(self.encoded_bytes() + rows * (pipe.len() + 32));
-        put_varint(out, COLUMNS.len() as u64);
+        put_varint(out, ERROR_TABLE_COLUMNS.len() as u64);
         put_varint(out, self.rows);
         let batch_text = batch.to_string();
         let cut_at = cut_time(batch).to_le_bytes();
-        for (name, data_type) in COLUMNS {
+        for (name, data_type) in ERROR_TABLE_COLUMNS {
             put_text(out, name);
             put_text(out, data_type);
             match name {
