@@ -1,7 +1,7 @@
 //! What both planes of Millrace share. The planes know each other only through this crate and the wire protocol.
 //!
 //! ```text
-//!   user -> pipe (what is wanted) -> position, batch (what was read) -> clickhouse (where it goes)
+//!   user -> pipe (what is wanted) -> position, batch, gap (what was read) -> clickhouse (where it goes)
 //!
 //!   ids, reason, error, clock, shutdown, grpc, aws, crypto, config, failpoint, telemetry: under all of it
 //! ```
@@ -11,6 +11,7 @@ pub mod pipe;
 pub mod reason;
 pub mod position;
 pub mod batch;
+pub mod gap;
 pub mod clickhouse;
 pub mod error;
 pub mod clock;

@@ -21,7 +21,7 @@ mod session;
 
 pub use gate::Gate;
 pub use registry::{Leaving, Registry, WorkerSeen};
-pub use report::{Capacity, DataGap, Hello, LaneFault, LaneReport, Report, ShardReport};
+pub use report::{Capacity, Hello, LaneFault, LaneReport, Report, ShardReport};
 pub use service::Service;
 
 /// Oldest protocol version that is spoken here.

@@ -539,27 +539,48 @@ impl Cluster {
         get_pipe(self.pipes_at(index)?, id).await
     }
 
+    /// Changes some fields of a pipe.
+    ///
+    /// # Errors
+    /// What the control plane says.
+    pub async fn update_pipe(&self, id: &str, change: api::Pipe, fields: &[&str]) -> anyhow::Result<()> {
+        let pipe = api::Pipe {
+            name: format!("{PARENT}/pipes/{id}"),
+            ..change
+        };
+        let request = api::UpdatePipeRequest {
+            pipe: Some(pipe),
+            update_mask: Some(prost_types::FieldMask {
+                paths: fields.iter().map(|field| (*field).to_owned()).collect(),
+            }),
+            validate_only: false,
+        };
+        self.pipes()?.update_pipe(request).await?;
+        Ok(())
+    }
+
     /// Sets what is wanted of a pipe.
     ///
     /// # Errors
     /// What the control plane says.
     pub async fn set_desired(&self, id: &str, desired: api::DesiredState) -> anyhow::Result<()> {
-        let pipe = api::Pipe {
-            name: format!("{PARENT}/pipes/{id}"),
+        let change = api::Pipe {
             desired_state: desired.into(),
             ..Default::default()
         };
-        let update_mask = Some(prost_types::FieldMask {
-            paths: vec!["desired_state".to_owned()],
-        });
-        self.pipes()?
-            .update_pipe(api::UpdatePipeRequest {
-                pipe: Some(pipe),
-                update_mask,
-                validate_only: false,
-            })
-            .await?;
-        Ok(())
+        self.update_pipe(id, change, &["desired_state"]).await
+    }
+
+    /// Sets the number of workers that a pipe may use.
+    ///
+    /// # Errors
+    /// What the control plane says.
+    pub async fn set_replicas(&self, id: &str, replicas: u32) -> anyhow::Result<()> {
+        let change = api::Pipe {
+            scaling: Some(api::Scaling { replicas }),
+            ..Default::default()
+        };
+        self.update_pipe(id, change, &["scaling.replicas"]).await
     }
 
     /// Waits until a pipe is in a state.

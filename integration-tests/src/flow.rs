@@ -8,8 +8,8 @@ use millrace_proto::api::v1::{self as api, PipeState, ShardState};
 
 use crate::{
     clickhouse::ClickHouse,
-    cluster::{Cluster, Options, PARENT, Table, pipe_spec},
-    events::{COLUMNS, Events},
+    cluster::{Cluster, Options, Table, pipe_spec},
+    events::{Events, ledger_columns},
     kinesis::{Emulator, Handle, Options as KinesisOptions, Put},
     ledger::{self, Tables},
     load::Load,
@@ -18,7 +18,7 @@ use crate::{
 };
 
 /// Name of the stream, of the pipe and of the table.
-const NAME: &str = "flow";
+pub const NAME: &str = "flow";
 /// How long things may take on a machine that does other things as well.
 pub const LIMIT: Duration = Duration::from_secs(120);
 /// Partition keys: enough for every shard to have many, few enough for each to have a long history.
@@ -108,16 +108,7 @@ impl Flow {
     }
 
     fn spec(&self) -> api::Pipe {
-        let wanted = [
-            "id",
-            "event_type",
-            "seq_in_key",
-            "amount",
-            "tags",
-            "_key",
-            "_sequence_number",
-        ];
-        let columns: Vec<_> = COLUMNS.into_iter().filter(|(name, _)| wanted.contains(name)).collect();
+        let columns = ledger_columns();
         let table = Table {
             database: &self.database,
             table: NAME,
@@ -174,35 +165,12 @@ impl Flow {
         self.cluster.pipe(NAME).await
     }
 
-    /// Changes fields of the pipe.
-    ///
-    /// # Errors
-    /// What the control plane says.
-    pub async fn update(&self, change: api::Pipe, fields: &[&str]) -> anyhow::Result<()> {
-        let request = api::UpdatePipeRequest {
-            pipe: Some(api::Pipe {
-                name: format!("{PARENT}/pipes/{NAME}"),
-                ..change
-            }),
-            update_mask: Some(prost_types::FieldMask {
-                paths: fields.iter().map(|field| (*field).to_owned()).collect(),
-            }),
-            validate_only: false,
-        };
-        self.cluster.pipes()?.update_pipe(request).await?;
-        Ok(())
-    }
-
     /// Changes `scaling.replicas`.
     ///
     /// # Errors
     /// What the control plane says.
     pub async fn set_replicas(&self, replicas: u32) -> anyhow::Result<()> {
-        let change = api::Pipe {
-            scaling: Some(api::Scaling { replicas }),
-            ..api::Pipe::default()
-        };
-        self.update(change, &["scaling.replicas"]).await
+        self.cluster.set_replicas(NAME, replicas).await
     }
 
     /// Stops the pipe, or lets it run.

@@ -16,7 +16,7 @@ use anyhow::{Context as _, bail, ensure};
 use millrace_integration_tests::{
     clickhouse::ClickHouse,
     cluster::{AWS, CLICKHOUSE, Cluster, Options, PARENT, Table, WORKER_SERVICE, pipe_spec},
-    events::{COLUMNS, Events},
+    events::{Events, ledger_columns},
     kinesis::{Emulator, Handle, Options as KinesisOptions, Put},
     ledger,
     postgres::Postgres,
@@ -46,21 +46,6 @@ const KILLS: usize = 10;
 
 /// Both tests measure, so they take turns.
 static TURN: Mutex<()> = Mutex::const_new(());
-
-/// Columns of the ledger: identity, order, what malformed events are malformed in, and one of each kind that costs
-/// something.
-fn columns() -> Vec<(&'static str, &'static str)> {
-    let wanted = [
-        "id",
-        "event_type",
-        "seq_in_key",
-        "amount",
-        "tags",
-        "_key",
-        "_sequence_number",
-    ];
-    COLUMNS.into_iter().filter(|(name, _)| wanted.contains(name)).collect()
-}
 
 /// A stream that is filled at a steady rate.
 struct Load {
@@ -132,7 +117,7 @@ impl Bed {
 
     /// The pipe, with short batches: what is measured is the control planes, not the batches.
     fn pipe(&self) -> api::Pipe {
-        let columns = columns();
+        let columns = ledger_columns();
         let table = Table {
             database: &self.database,
             table: PIPE,

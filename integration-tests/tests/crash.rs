@@ -9,7 +9,7 @@ use anyhow::{Context as _, ensure};
 use millrace_integration_tests::{
     clickhouse::ClickHouse,
     cluster::{Cluster, Options, Table, pipe_spec},
-    events::{COLUMNS, Events},
+    events::{Events, ledger_columns},
     kinesis::{Emulator, Options as KinesisOptions, Put},
     ledger,
 };
@@ -23,21 +23,6 @@ const LIMIT: Duration = Duration::from_secs(300);
 /// Events made and put at a time.
 const CHUNK: u64 = 2000;
 
-/// Columns of the ledger: identity, order, what malformed events are malformed in, and one of each kind that costs
-/// something. A million full events would make this a test of the disk.
-fn columns() -> Vec<(&'static str, &'static str)> {
-    let wanted = [
-        "id",
-        "event_type",
-        "seq_in_key",
-        "amount",
-        "tags",
-        "_key",
-        "_sequence_number",
-    ];
-    COLUMNS.into_iter().filter(|(name, _)| wanted.contains(name)).collect()
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn killing_either_plane_loses_nothing_and_doubles_nothing() -> anyhow::Result<()> {
     let seed = std::env::var("MILLRACE_SEED")
@@ -49,7 +34,7 @@ async fn killing_either_plane_loses_nothing_and_doubles_nothing() -> anyhow::Res
     let clickhouse = ClickHouse::start(millrace_integration_tests::clickhouse::Options::default()).await?;
     let database = clickhouse.database().await?;
     let events = Arc::new(Events::new(seed, KEYS, true));
-    let columns = columns();
+    let columns = ledger_columns();
     for round in 0..ROUNDS {
         // Moments as shares of all records: the worker dies early or late in its work, the control plane after it.
         let worker_dies = rng.random_range(RECORDS / 20..RECORDS / 2);

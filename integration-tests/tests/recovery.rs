@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context as _, ensure};
 use millrace_integration_tests::{
     clickhouse::ClickHouse,
-    flow::{Flow, LIMIT, Shape},
+    flow::{Flow, LIMIT, NAME, Shape},
     process::eventually,
     timeline::{self, Line},
 };
@@ -69,7 +69,7 @@ async fn open_batches_come_first_and_as_they_were_recorded() -> anyhow::Result<(
         field_mappings: mappings.map(mapping).to_vec(),
         ..api::Pipe::default()
     };
-    flow.update(change, &["field_mappings"]).await?;
+    flow.cluster.update_pipe(NAME, change, &["field_mappings"]).await?;
     flow.cluster.start_worker(0)?;
     flow.put(next..next + PART)?;
     let records = next + PART;

@@ -8,6 +8,7 @@ use std::{
 
 use jiff::Timestamp;
 use millrace_common::{
+    gap::DataGap,
     ids::{BatchId, Epoch, PipeUid, ShardId, WorkerId},
     pipe::DataGapPolicy,
     position::Position,
@@ -18,7 +19,7 @@ use super::{pipe::PipeState, world::World};
 use crate::{
     events::{NewEvent, Severity, kind},
     protocol::Gap,
-    sessions::{DataGap, ShardReport, WorkerSeen},
+    sessions::{ShardReport, WorkerSeen},
 };
 
 /// What may have to wait is asked again this often.

@@ -6,12 +6,13 @@ use jiff::Timestamp;
 use millrace_common::{
     batch::{Counts, OpenBatch},
     error::ApiError,
+    gap::DataGap,
     ids::{BatchId, Epoch, Generation, PipeUid, Revision, SequenceNumber, ShardId, WorkerInstance},
     position::{Position, Slice},
 };
 use millrace_proto::worker::v1;
 
-use super::{Capacity, DataGap, Hello, LaneFault, LaneReport, Report, ShardReport};
+use super::{Capacity, Hello, LaneFault, LaneReport, Report, ShardReport};
 use crate::scheduler::lineage::Child;
 
 mod lane;

@@ -4,8 +4,8 @@ use std::{collections::BTreeMap, time::Duration};
 
 use jiff::Timestamp;
 use millrace_common::{
-    ids::{BatchId, Epoch, Generation, PipeUid, SequenceNumber, ShardId, WorkerInstance},
-    position::Position,
+    gap::DataGap,
+    ids::{Epoch, Generation, PipeUid, SequenceNumber, ShardId, WorkerInstance},
 };
 
 use crate::scheduler::lineage::Child;
@@ -71,23 +71,6 @@ pub struct ShardReport {
     pub complete_until: Option<Timestamp>,
     /// Set while the shard stands still because records may be gone.
     pub gap: Option<DataGap>,
-}
-
-/// Records that may have left the stream before they were read.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct DataGap {
-    /// After this they are missing.
-    pub position: Position,
-    /// The open batch that needs them, if it is one that cannot be built again.
-    pub batch: Option<BatchId>,
-    /// What arrived before this is safe, as far as that is known.
-    pub from: Option<Timestamp>,
-    /// What arrived since this is still there, as far as that is known.
-    pub to: Option<Timestamp>,
-    /// Kinesis has no such shard any more.
-    pub shard_gone: bool,
-    /// What was found, for people.
-    pub message: String,
 }
 
 /// What keeps a lane from moving.

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use millrace_common::{
     error::Retry,
+    gap::DataGap,
     ids::{BatchId, ShardId},
     position::Position,
 };
@@ -19,7 +20,6 @@ use super::{
     Lane,
     fault::{Fault, Faults, Part},
     shard::Reading,
-    status::DataGap,
 };
 use crate::source::{
     self, Page, Trouble,

@@ -15,6 +15,7 @@ use millrace_common::{
     clock::Clock,
     error::Retry,
     fail_point,
+    gap::DataGap,
     ids::{BatchId, PipeUid, ShardId},
     position::Slice,
 };
@@ -27,7 +28,6 @@ use super::{
     queue::{Pending, Run},
     read::{data_gap, show_trouble, source_fault},
     recipe::Recipe,
-    status::DataGap,
 };
 use crate::{
     commit::Built,

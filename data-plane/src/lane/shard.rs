@@ -3,17 +3,14 @@
 use std::{collections::BTreeSet, time::Duration};
 
 use millrace_common::{
+    gap::DataGap,
     ids::{BatchId, Epoch, ShardId},
     position::Position,
 };
 use tokio::time::Instant;
 use tokio_util::sync::DropGuard;
 
-use super::{
-    progress::Progress,
-    spec::Grant,
-    status::{DataGap, ShardStatus},
-};
+use super::{progress::Progress, spec::Grant, status::ShardStatus};
 use crate::source::ChildShard;
 
 /// Time over which the rate of a shard is averaged.

@@ -11,8 +11,8 @@ use std::{
 
 use jiff::Timestamp;
 use millrace_common::{
-    ids::{BatchId, Epoch, Generation, PipeUid, SequenceNumber, ShardId},
-    position::Position,
+    gap::DataGap,
+    ids::{Epoch, Generation, PipeUid, SequenceNumber, ShardId},
 };
 use parking_lot::Mutex;
 use tokio::sync::Notify;
@@ -52,23 +52,6 @@ pub struct ShardStatus {
     pub complete_until: Option<Timestamp>,
     /// Why the shard stands still, if that is because records may be gone.
     pub gap: Option<DataGap>,
-}
-
-/// Records that may have left the stream before they were read.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct DataGap {
-    /// After this they are missing.
-    pub position: Position,
-    /// The open batch that needs them, if it is one that cannot be built again.
-    pub batch: Option<BatchId>,
-    /// What arrived before this is safe, as far as that is known.
-    pub from: Option<Timestamp>,
-    /// What arrived since this is still there, as far as that is known.
-    pub to: Option<Timestamp>,
-    /// Kinesis has no such shard any more.
-    pub shard_gone: bool,
-    /// What was found, for people.
-    pub message: String,
 }
 
 #[derive(Debug, Default)]

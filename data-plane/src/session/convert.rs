@@ -9,6 +9,7 @@ use jiff::Timestamp;
 use millrace_common::{
     aws,
     batch::{Counts, OpenBatch},
+    gap::DataGap,
     ids::{BatchId, Epoch, Generation, PipeUid, Revision, SequenceNumber, ShardId, WorkerInstance},
     pipe::{Compression, Delivery, MappedColumn, StreamIdentity},
     position::{Position, Slice},
@@ -24,7 +25,7 @@ use crate::{
     lane::{
         fault::Fault,
         spec::{Assignment, Destination, Fingerprint, Grant, Source, Spec},
-        status::{DataGap, LaneStatus},
+        status::LaneStatus,
     },
 };
 

@@ -17,8 +17,8 @@ use super::{
 };
 use crate::{
     clickhouse::{self, ClickHouse},
-    cluster::{self, Cluster, PARENT, Table, pipe_spec},
-    events::{COLUMNS, Events},
+    cluster::{self, Cluster, Table, pipe_spec},
+    events::{Events, ledger_columns},
     faults::{Proxy, Script},
     kinesis::{self, Emulator, ShardInfo},
     ledger::{self, Verdict},
@@ -144,8 +144,7 @@ impl World {
 
     async fn create_pipe(&self) -> anyhow::Result<()> {
         self.cluster.create_credentials(&self.clickhouse).await?;
-        let wanted = ["id", "event_type", "seq_in_key", "amount", "_key", "_sequence_number"];
-        let columns: Vec<_> = COLUMNS.into_iter().filter(|(name, _)| wanted.contains(name)).collect();
+        let columns = ledger_columns();
         let shape = Table {
             database: &self.database,
             table: TABLE,
@@ -202,7 +201,7 @@ impl World {
             Fault::PausePipe => {
                 timeout(CALL_LIMIT, self.cluster.set_desired(PIPE, DesiredState::Stopped)).await??;
             }
-            Fault::Replicas(replicas) => timeout(CALL_LIMIT, self.set_replicas(replicas)).await??,
+            Fault::Replicas(replicas) => timeout(CALL_LIMIT, self.cluster.set_replicas(PIPE, replicas)).await??,
         }
         Ok(())
     }
@@ -271,23 +270,6 @@ impl World {
         Ok(self
             .kinesis
             .merge_shards(STREAM, &open[first].id, &open[first + 1].id)?)
-    }
-
-    async fn set_replicas(&self, replicas: u32) -> anyhow::Result<()> {
-        let pipe = api::Pipe {
-            name: format!("{PARENT}/pipes/{PIPE}"),
-            scaling: Some(api::Scaling { replicas }),
-            ..Default::default()
-        };
-        let request = api::UpdatePipeRequest {
-            pipe: Some(pipe),
-            update_mask: Some(prost_types::FieldMask {
-                paths: vec!["scaling.replicas".to_owned()],
-            }),
-            validate_only: false,
-        };
-        self.cluster.pipes()?.update_pipe(request).await?;
-        Ok(())
     }
 
     /// Stops putting records; returns how many there are.

@@ -8,8 +8,8 @@ use millrace_proto::api::v1 as api;
 
 use crate::{
     clickhouse::{self, ClickHouse},
-    cluster::{Cluster, Options, PARENT, Table, pipe_spec},
-    events::{COLUMNS, Event, Events},
+    cluster::{Cluster, Options, Table, pipe_spec},
+    events::{Event, Events, ledger_columns},
     kinesis::{self, Emulator, Put},
     ledger::{self, Verdict},
     process::eventually,
@@ -95,7 +95,7 @@ impl Bed {
         let shape = Table {
             database: &self.database,
             table: name,
-            columns: &columns(),
+            columns: &ledger_columns(),
             sorting_key: &["id"],
         };
         let kinesis_url = setup.kinesis_url.unwrap_or_else(|| self.kinesis.endpoint_url());
@@ -118,12 +118,6 @@ impl Bed {
             put: 0,
         })
     }
-}
-
-/// Columns that the ledger needs, and one of each kind that malformed events are malformed in.
-fn columns() -> Vec<(&'static str, &'static str)> {
-    let wanted = ["id", "event_type", "seq_in_key", "amount", "_key", "_sequence_number"];
-    COLUMNS.into_iter().filter(|(name, _)| wanted.contains(name)).collect()
 }
 
 /// A running row.
@@ -191,27 +185,6 @@ impl Row {
         eventually("the shards are spread", LIMIT, probe)
             .await
             .with_context(|| self.cluster.logs())
-    }
-
-    /// Sets the number of workers that the pipe may use.
-    ///
-    /// # Errors
-    /// What the control plane says.
-    pub async fn set_replicas(&self, replicas: u32) -> anyhow::Result<()> {
-        let pipe = api::Pipe {
-            name: format!("{PARENT}/pipes/{PIPE}"),
-            scaling: Some(api::Scaling { replicas }),
-            ..Default::default()
-        };
-        let request = api::UpdatePipeRequest {
-            pipe: Some(pipe),
-            update_mask: Some(prost_types::FieldMask {
-                paths: vec!["scaling.replicas".to_owned()],
-            }),
-            validate_only: false,
-        };
-        self.cluster.pipes()?.update_pipe(request).await?;
-        Ok(())
     }
 
     /// Splits one open shard of its stream.

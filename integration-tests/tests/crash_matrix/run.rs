@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, bail, ensure};
 use millrace_integration_tests::{
     cluster::{CONTROL_PLANE, Options},
-    faults::{Bed, LIMIT, Outcome, Row, Setup},
+    faults::{Bed, LIMIT, Outcome, PIPE, Row, Setup},
     ledger::Verdict,
     postgres::Postgres,
     process::{Process, eventually},
@@ -56,7 +56,7 @@ pub(super) async fn run(
     row.put(LOAD)?;
     match case.scenario() {
         Scenario::Load | Scenario::Takeover => {}
-        Scenario::Move => row.set_replicas(1).await?,
+        Scenario::Move => row.cluster.set_replicas(PIPE, 1).await?,
         Scenario::Split => row.split()?,
     }
     let victim = reached(&row, case, &victims).await?;
