@@ -8,12 +8,12 @@ use crate::{
     args::{Connection, Credential, CredentialKind},
     client,
     exit::Error,
-    manifest,
+    list, manifest,
     output::{self, Format},
 };
 
 const CREDENTIAL: &str = "millrace.api.v1.Credential";
-const PAGE_SIZE: i32 = 500;
+const HEADER: [&str; 5] = ["NAME", "KIND", "IDENTITY", "FINGERPRINT", "DISPLAY NAME"];
 
 /// Runs one command.
 pub(crate) async fn run(connection: &Connection, command: Credential) -> Result<(), Error> {
@@ -23,7 +23,7 @@ pub(crate) async fn run(connection: &Connection, command: Credential) -> Result<
             display_name,
             kind,
         } => create(connection, credential, display_name, kind).await,
-        Credential::List => list(connection).await,
+        Credential::List => list_all(connection).await,
         Credential::Delete {
             credential,
             allow_missing,
@@ -79,17 +79,15 @@ async fn create(
         .map_err(client::failed(connection))?
         .into_inner();
     let created = response.credential.unwrap_or_default();
-    show(connection, std::slice::from_ref(&created), true)
+    show(connection, &created)
 }
 
-async fn list(connection: &Connection) -> Result<(), Error> {
+async fn list_all(connection: &Connection) -> Result<(), Error> {
     let mut client = client::credentials(connection)?;
-    let mut all = Vec::new();
-    let mut page_token = String::new();
-    loop {
+    let all = list::all(usize::MAX, async |page_size, page_token| {
         let request = api::ListCredentialsRequest {
             parent: connection.parent(),
-            page_size: PAGE_SIZE,
+            page_size,
             page_token,
         };
         let page = client
@@ -97,12 +95,10 @@ async fn list(connection: &Connection) -> Result<(), Error> {
             .await
             .map_err(client::failed(connection))?
             .into_inner();
-        all.extend(page.credentials);
-        page_token = page.next_page_token;
-        if page_token.is_empty() {
-            return show(connection, &all, false);
-        }
-    }
+        Ok((page.credentials, page.next_page_token))
+    })
+    .await?;
+    list::show(connection, &all, CREDENTIAL, &HEADER, row)
 }
 
 async fn delete(connection: &Connection, credential: &str, allow_missing: bool) -> Result<(), Error> {
@@ -118,39 +114,28 @@ async fn delete(connection: &Connection, credential: &str, allow_missing: bool) 
     output::line(&format!("{name} deleted"))
 }
 
-fn show(connection: &Connection, credentials: &[api::Credential], single: bool) -> Result<(), Error> {
-    if connection.output != Format::Table {
-        let mut values = credentials
-            .iter()
-            .map(|c| manifest::to_json(c, CREDENTIAL))
-            .collect::<Result<Vec<_>, _>>()?;
-        let value = if single {
-            values.pop().unwrap_or_default()
-        } else {
-            values.into()
-        };
-        return output::document(&value, connection.output);
+fn show(connection: &Connection, credential: &api::Credential) -> Result<(), Error> {
+    if connection.output == Format::Table {
+        return output::table(&HEADER, vec![row(credential)]);
     }
-    let rows = credentials
-        .iter()
-        .map(|credential| {
-            let (kind, identity) = match &credential.kind {
-                Some(Kind::AwsKeys(keys)) => ("aws-keys", keys.access_key_id.clone()),
-                Some(Kind::AwsRole(role)) => ("aws-role", role.role_arn.clone()),
-                Some(Kind::AwsAmbient(_)) => ("aws-ambient", String::new()),
-                Some(Kind::ClickhouseUser(user)) => ("clickhouse-user", user.username.clone()),
-                None => ("", String::new()),
-            };
-            vec![
-                output::short(&credential.name),
-                kind.to_owned(),
-                identity,
-                credential.fingerprint.clone(),
-                credential.display_name.clone(),
-            ]
-        })
-        .collect();
-    output::table(&["NAME", "KIND", "IDENTITY", "FINGERPRINT", "DISPLAY NAME"], rows)
+    output::document(&manifest::to_json(credential, CREDENTIAL)?, connection.output)
+}
+
+fn row(credential: &api::Credential) -> Vec<String> {
+    let (kind, identity) = match &credential.kind {
+        Some(Kind::AwsKeys(keys)) => ("aws-keys", keys.access_key_id.clone()),
+        Some(Kind::AwsRole(role)) => ("aws-role", role.role_arn.clone()),
+        Some(Kind::AwsAmbient(_)) => ("aws-ambient", String::new()),
+        Some(Kind::ClickhouseUser(user)) => ("clickhouse-user", user.username.clone()),
+        None => ("", String::new()),
+    };
+    vec![
+        output::short(&credential.name),
+        kind.to_owned(),
+        identity,
+        credential.fingerprint.clone(),
+        credential.display_name.clone(),
+    ]
 }
 
 fn secret(file: Option<&Path>, variable: &str, option: &str) -> Result<String, Error> {

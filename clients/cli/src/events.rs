@@ -2,27 +2,18 @@
 
 use millrace_proto::api::v1 as api;
 
-use crate::{
-    args::Connection,
-    client,
-    exit::Error,
-    manifest,
-    output::{self, Format},
-};
+use crate::{args::Connection, client, exit::Error, list, output};
 
 const EVENT: &str = "millrace.api.v1.PipeEvent";
-const PAGE_SIZE: usize = 500;
 const HEADER: [&str; 6] = ["TIME", "SEVERITY", "KIND", "ACTOR", "SHARD", "MESSAGE"];
 
 /// Prints the newest events of a pipe.
 pub(crate) async fn run(connection: &Connection, pipe: &str, limit: usize) -> Result<(), Error> {
     let mut client = client::pipes(connection)?;
-    let mut all = Vec::new();
-    let mut page_token = String::new();
-    while all.len() < limit {
+    let all = list::all(limit, async |page_size, page_token| {
         let request = api::ListPipeEventsRequest {
             parent: connection.name("pipes", pipe),
-            page_size: i32::try_from((limit - all.len()).min(PAGE_SIZE)).unwrap_or(i32::MAX),
+            page_size,
             page_token,
         };
         let page = client
@@ -30,20 +21,10 @@ pub(crate) async fn run(connection: &Connection, pipe: &str, limit: usize) -> Re
             .await
             .map_err(client::failed(connection))?
             .into_inner();
-        all.extend(page.events);
-        page_token = page.next_page_token;
-        if page_token.is_empty() {
-            break;
-        }
-    }
-    if connection.output == Format::Table {
-        return output::table(&HEADER, all.iter().map(row).collect());
-    }
-    let values = all
-        .iter()
-        .map(|event| manifest::to_json(event, EVENT))
-        .collect::<Result<Vec<_>, _>>()?;
-    output::document(&values.into(), connection.output)
+        Ok((page.events, page.next_page_token))
+    })
+    .await?;
+    list::show(connection, &all, EVENT, &HEADER, row)
 }
 
 fn row(event: &api::PipeEvent) -> Vec<String> {

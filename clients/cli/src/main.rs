@@ -6,6 +6,7 @@ mod client;
 mod credential;
 mod events;
 mod exit;
+mod list;
 mod manifest;
 mod output;
 mod pipe;

@@ -8,21 +8,20 @@ use crate::{
     args::{Connection, Pipe},
     client, events,
     exit::Error,
-    manifest,
+    list, manifest,
     output::{self, Format},
     reset, watch,
 };
 
 /// Full name of the message.
 pub(crate) const PIPE: &str = "millrace.api.v1.Pipe";
-const PAGE_SIZE: i32 = 500;
 
 /// Runs one command.
 pub(crate) async fn run(connection: &Connection, command: Pipe) -> Result<(), Error> {
     match command {
         Pipe::Create { file, dry_run } => create(connection, &file, dry_run).await,
         Pipe::Get { pipe } => get(connection, &pipe).await,
-        Pipe::List => list(connection).await,
+        Pipe::List => list_all(connection).await,
         Pipe::Watch {
             pipe,
             interval,
@@ -75,14 +74,12 @@ async fn get(connection: &Connection, pipe: &str) -> Result<(), Error> {
     show(connection, &response.pipe.unwrap_or_default())
 }
 
-async fn list(connection: &Connection) -> Result<(), Error> {
+async fn list_all(connection: &Connection) -> Result<(), Error> {
     let mut client = client::pipes(connection)?;
-    let mut all = Vec::new();
-    let mut page_token = String::new();
-    loop {
+    let all = list::all(usize::MAX, async |page_size, page_token| {
         let request = api::ListPipesRequest {
             parent: connection.parent(),
-            page_size: PAGE_SIZE,
+            page_size,
             page_token,
             view: PipeView::Basic.into(),
         };
@@ -91,20 +88,10 @@ async fn list(connection: &Connection) -> Result<(), Error> {
             .await
             .map_err(client::failed(connection))?
             .into_inner();
-        all.extend(page.pipes);
-        page_token = page.next_page_token;
-        if page_token.is_empty() {
-            break;
-        }
-    }
-    if connection.output == Format::Table {
-        return output::table(&HEADER, all.iter().map(row).collect());
-    }
-    let values = all
-        .iter()
-        .map(|pipe| manifest::to_json(pipe, PIPE))
-        .collect::<Result<Vec<_>, _>>()?;
-    output::document(&values.into(), connection.output)
+        Ok((page.pipes, page.next_page_token))
+    })
+    .await?;
+    list::show(connection, &all, PIPE, &HEADER, row)
 }
 
 async fn set_desired(connection: &Connection, pipe: &str, desired: DesiredState) -> Result<(), Error> {
