@@ -335,8 +335,13 @@ async fn canned(answers: Vec<Vec<u8>>) -> Result<String> {
 
 #[tokio::test]
 async fn only_a_whole_and_empty_answer_is_an_acknowledgement() -> Result<()> {
-    let ok = b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 0\r\n\r\n".to_vec();
-    let answers: [(&[u8], Option<u32>, Class); 6] = [
+    let ok = b"HTTP/1.1 200 OK\r\nConnection: close\r\nX-ClickHouse-Query-Id: q\r\nContent-Length: 0\r\n\r\n".to_vec();
+    let answers: [(&[u8], Option<u32>, Class); 7] = [
+        (
+            b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 0\r\n\r\n",
+            None,
+            Class::Retry,
+        ),
         (
             b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 10\r\n\r\n",
             None,

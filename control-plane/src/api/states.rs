@@ -17,6 +17,7 @@ use super::Api;
 use crate::{
     events::{NewEvent, Severity, kind},
     lifecycle::{State, Status},
+    store::Store,
 };
 
 /// Changes are gathered for this long before they are looked at: a state that lasts less is not told.
@@ -67,6 +68,20 @@ impl Memories {
         Some(event)
     }
 
+    /// The event could not be written: what it tells is still to be told.
+    fn take_back(&mut self, uid: PipeUid, shown: (State, String)) {
+        if let Some(memory) = self.0.get_mut(&uid) {
+            memory.shown = shown;
+            memory.tokens += 1;
+        }
+    }
+
+    /// What was told of a pipe last.
+    fn shown(&self, uid: PipeUid) -> (State, String) {
+        let shown = self.0.get(&uid).map(|memory| memory.shown.clone());
+        shown.unwrap_or((State::Provisioning, String::new()))
+    }
+
     fn retain(&mut self, present: &BTreeSet<PipeUid>) {
         self.0.retain(|uid, _| present.contains(uid));
     }
@@ -90,8 +105,8 @@ fn event(from: State, status: &Status) -> NewEvent {
 }
 
 impl Api {
-    /// Notes changes of what pipes show, until `shutdown`.
-    pub async fn note_states(self, shutdown: CancellationToken) {
+    /// Notes changes of what pipes show in `store`, until `shutdown`.
+    pub async fn note_states(self, store: Store, shutdown: CancellationToken) {
         let (mut observed, mut stored) = (self.coordinator.changed(), self.stored.ticks());
         let mut memories = Memories::default();
         let mut known = false;
@@ -110,7 +125,7 @@ impl Api {
             observed.mark_unchanged();
             stored.mark_unchanged();
             if shutdown
-                .run_until_cancelled(self.look_at_states(&mut memories, &mut known))
+                .run_until_cancelled(self.look_at_states(&store, &mut memories, &mut known))
                 .await
                 .is_none()
             {
@@ -119,8 +134,8 @@ impl Api {
         }
     }
 
-    async fn look_at_states(&self, memories: &mut Memories, known: &mut bool) {
-        let pipes = match self.store.snapshot_all().await {
+    async fn look_at_states(&self, store: &Store, memories: &mut Memories, known: &mut bool) {
+        let pipes = match store.snapshot_all().await {
             Ok(pipes) => pipes,
             Err(error) => {
                 tracing::debug!(error = &error as &dyn std::error::Error, "cannot look at states");
@@ -131,6 +146,7 @@ impl Api {
         memories.retain(&pipes.iter().map(|snapshot| snapshot.pipe.uid).collect());
         for snapshot in &pipes {
             let (uid, status) = (snapshot.pipe.uid, self.status(snapshot));
+            let before = memories.shown(uid);
             let Some(event) = memories.observe(uid, &status, now) else {
                 continue;
             };
@@ -139,7 +155,8 @@ impl Api {
             if told.is_some_and(|told| told == (status.state.name().to_owned(), status.reason.clone())) {
                 continue;
             }
-            if let Err(error) = self.store.append_event(uid, &event).await {
+            if let Err(error) = store.append_event(uid, &event).await {
+                memories.take_back(uid, before);
                 tracing::warn!(pipe = %snapshot.pipe.name, error = &error as &dyn std::error::Error, "cannot note a state");
             }
         }

@@ -56,6 +56,7 @@ impl Duty {
         let streams = discovery::Service::new(store.clone(), self.discovery.clone(), move || {
             discovered.note_change();
         });
+        let states = store.clone();
         let tables = destination::Service::new(store, self.clickhouse.clone(), self.destination.clone(), move || {
             looked.note_change();
         });
@@ -64,7 +65,7 @@ impl Duty {
             Box::pin(self.coordinator.lead(tenure)),
             Box::pin(streams.run(tenure.over().clone())),
             Box::pin(tables.run(tenure.over().clone())),
-            Box::pin(self.api.clone().note_states(tenure.over().clone())),
+            Box::pin(self.api.clone().note_states(states, tenure.over().clone())),
             Box::pin(async {
                 let _ = tenure.over().run_until_cancelled(changes).await;
             }),

@@ -20,6 +20,7 @@ use crate::{
     events::{NewEvent, Severity, kind},
     protocol::Gap,
     sessions::{ShardReport, WorkerSeen},
+    store::ShardEnd,
 };
 
 /// What may have to wait is asked again this often.
@@ -104,24 +105,30 @@ impl Gaps {
         self.told.insert((found.pipe, found.gap.shard.clone(), found.gap.epoch));
     }
 
-    /// Shards that are complete up to well after what is stored of them.
+    /// Shards that are complete up to well after what is stored of them, now and then; and of shards that are about to be
+    /// finished all that is known, because their children begin with it.
     pub(super) fn advanced(
         &mut self,
         world: &World,
         seen: &BTreeMap<WorkerId, WorkerSeen>,
+        finished: &BTreeMap<PipeUid, Vec<ShardEnd>>,
         now: Instant,
     ) -> Vec<(PipeUid, Advanced)> {
-        if self.noted.is_some_and(|at| at + AGAIN > now) {
+        let due = self.noted.is_none_or(|at| at + AGAIN <= now);
+        if due {
+            self.noted = Some(now);
+        } else if finished.is_empty() {
             return Vec::new();
         }
-        self.noted = Some(now);
         let mut all = Vec::new();
         for (uid, pipe) in &world.pipes {
+            let ends = finished.get(uid).map(Vec::as_slice).unwrap_or_default();
             let advanced = held(*uid, pipe, seen).filter_map(|(shard, epoch, _, report)| {
                 let time = report.complete_until?;
                 let stored = pipe.stored.get(shard)?.complete_until;
                 let far = stored.is_none_or(|stored| stored.checked_add(STEP).is_ok_and(|next| next <= time));
-                far.then(|| (shard.clone(), epoch, time))
+                let ends = ends.iter().any(|end| end.shard == *shard) && stored < Some(time);
+                (due && far || ends).then(|| (shard.clone(), epoch, time))
             });
             let advanced: Vec<_> = advanced.collect();
             if !advanced.is_empty() {

@@ -106,9 +106,9 @@ impl Reconciler {
                 .replace(now)
                 .map_or(Duration::ZERO, |at| now.duration_since(at));
             let finished = self.world.observe(&seen, now, since_last, &self.options);
+            Box::pin(self.note_complete(&seen, &finished, now)).await;
             let mut changed = Box::pin(self.finish(finished)).await;
             changed |= Box::pin(self.look_at_gaps(&seen, now)).await;
-            Box::pin(self.note_complete(&seen, now)).await;
             let picture = self.picture(&seen, now);
             changed |= self.execute(plan(&picture), now).await;
             if picture.rebalance && self.world.is_settled() {
@@ -358,9 +358,14 @@ impl Reconciler {
         changed
     }
 
-    /// Stores up to when shards are complete, now and then.
-    async fn note_complete(&mut self, seen: &BTreeMap<WorkerId, WorkerSeen>, now: Instant) {
-        for (uid, shards) in self.gaps.advanced(&self.world, seen, now) {
+    /// Stores up to when shards are complete: now and then, and before they are finished.
+    async fn note_complete(
+        &mut self,
+        seen: &BTreeMap<WorkerId, WorkerSeen>,
+        finished: &BTreeMap<PipeUid, Vec<ShardEnd>>,
+        now: Instant,
+    ) {
+        for (uid, shards) in self.gaps.advanced(&self.world, seen, finished, now) {
             let noted = self.ask_or_refuse(self.store.clone().note_complete(uid, &shards)).await;
             let Some(pipe) = self.world.pipes.get_mut(&uid).filter(|_| noted.is_some()) else {
                 continue;

@@ -36,7 +36,9 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What our connections ask of PostgreSQL, whatever its defaults. An answered Prepare must be on disk, and on a synchronous
 /// standby if there is one. Our statements take milliseconds; a connection that hangs must not hold its row locks for ever.
-const POSTGRES_SETTINGS: [(&str, &str); 4] = [
+const POSTGRES_SETTINGS: [(&str, &str); 5] = [
+    // What our row locks are made for: each statement sees what was committed before it.
+    ("default_transaction_isolation", "read committed"),
     ("synchronous_commit", "on"),
     ("statement_timeout", "10s"),
     ("lock_timeout", "5s"),

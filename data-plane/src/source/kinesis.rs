@@ -141,6 +141,8 @@ pub struct Reader {
     stream_arn: String,
     machine: Machine,
     trouble: watch::Sender<Option<Trouble>>,
+    /// Something was read.
+    answered: bool,
     counters: Arc<Counters>,
 }
 
@@ -152,11 +154,13 @@ impl Reader {
             stream_arn: options.stream.arn.clone(),
             machine: Machine::new(options, Instant::now()),
             trouble: watch::Sender::new(None),
+            answered: false,
             counters: Arc::default(),
         }
     }
 
-    /// What keeps it from reading, if anything. Subscribe before [`Self::run`]; closed once the reader has ended.
+    /// What keeps it from reading, if anything; that there is nothing is said with the first answer as well, for who still
+    /// shows what kept an earlier reader. Subscribe before [`Self::run`]; closed once the reader has ended.
     pub fn trouble(&self) -> watch::Receiver<Option<Trouble>> {
         self.trouble.subscribe()
     }
@@ -275,6 +279,9 @@ impl Reader {
                     tracing::warn!(shard = %self.machine.shard(), "an iterator brought nothing for a minute: taking a new one");
                 }
                 self.show_trouble();
+                if !std::mem::replace(&mut self.answered, true) {
+                    self.trouble.send_modify(|_| {});
+                }
                 Ok(Some(accepted))
             }
             Err(failure) => {

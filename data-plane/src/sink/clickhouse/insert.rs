@@ -19,6 +19,8 @@ const MESSAGE_BYTES: usize = 2_000;
 const PROBE: std::time::Duration = std::time::Duration::from_secs(60);
 
 const EXCEPTION_CODE: &str = "x-clickhouse-exception-code";
+/// How the names of ClickHouse's own headers begin: each of its answers has some.
+const HEADERS: &str = "x-clickhouse-";
 
 /// A block to insert.
 #[derive(Debug, Clone)]
@@ -176,7 +178,9 @@ pub(super) fn outcome(answer: &Answer) -> Result<Inserted, InsertError> {
     }
     let blank = answer.body.iter().all(u8::is_ascii_whitespace);
     let exception = answer.headers.contains_key(EXCEPTION_CODE);
-    if answer.status.as_u16() == 200 && blank && !exception {
+    // An empty page of whatever else may stand at this address acknowledges nothing.
+    let of_clickhouse = answer.headers.keys().any(|name| name.as_str().starts_with(HEADERS));
+    if answer.status.as_u16() == 200 && blank && !exception && of_clickhouse {
         let summary = header(answer, "x-clickhouse-summary").unwrap_or_default();
         return Ok(Inserted {
             written_rows: number_of(summary, "written_rows").unwrap_or(0),

@@ -155,6 +155,8 @@ pub(super) struct Machine {
     empty_at_tip: u32,
     /// All records that arrived before this lie before the position.
     complete_until: Option<Timestamp>,
+    /// When the last answer was asked for, if it was at the tip of a shard that is open.
+    tip: Option<Timestamp>,
     /// How long the stream keeps records, once that was asked.
     retention: Option<Duration>,
     /// Retention is to be asked for.
@@ -169,6 +171,7 @@ impl Machine {
         Self {
             position: options.start.clone(),
             complete_until: options.complete_until,
+            tip: None,
             retention: None,
             ask_retention: false,
             by_time: false,
@@ -350,12 +353,19 @@ impl Machine {
                 self.complete_until = self.complete_until.max(Some(arrival));
             }
         }
-        if lag.is_some_and(|lag| lag.is_zero()) && !reached_time {
+        let tip = if lag.is_some_and(|lag| lag.is_zero()) && !reached_time && end.is_none() {
             // As of when the call began.
             let waited = jiff::SignedDuration::try_from(now - started).unwrap_or_default();
-            let tip = self.options.clock.now().checked_sub(waited).ok();
-            self.complete_until = self.complete_until.max(tip);
+            self.options.clock.now().checked_sub(waited).ok()
+        } else {
+            None
+        };
+        // A shard that was closed long ago is at its tip too, until the next answer says that it has ended. So that nothing
+        // came until then is believed only once an answer after it is at the tip of an open shard.
+        if tip.is_some() {
+            self.complete_until = self.complete_until.max(self.tip);
         }
+        self.tip = tip;
         self.empty_at_tip = if nothing && at_tip { self.empty_at_tip + 1 } else { 0 };
         if self.options.until.is_some() && !fresh.reached_until {
             if end.is_some() {

@@ -503,6 +503,8 @@ fn an_aged_number_is_no_loss_where_the_reader_was_at_the_tip() {
         (page.records.len(), page.duplicates, page.last),
         (1, 2, Some(number(5)))
     );
+    assert_eq!(bed.machine.complete_until, Some(clock.now() - HOUR));
+    bed.accepted(reply(&[], 0));
     assert_eq!(
         bed.machine.complete_until,
         Some(clock.now() - Duration::from_millis(10))
@@ -586,6 +588,15 @@ fn a_reader_knows_how_far_it_is_complete() {
     // Arrival times may go back.
     let page = bed.accepted(arrived(reply(&[2], 30_000), early - 500));
     assert_eq!(page.complete_until.map(Timestamp::as_millisecond), Some(early));
+    // The first answer at the tip may be of a shard that was closed long ago.
+    let page = bed.accepted(reply(&[], 0));
+    assert_eq!(page.complete_until.map(Timestamp::as_millisecond), Some(early));
+    clock.advance(HOUR);
+    let page = bed.accepted(reply(&[], 0));
+    assert_eq!(
+        page.complete_until,
+        Some(clock.now() - HOUR - Duration::from_millis(10))
+    );
     let page = bed.accepted(reply(&[], 0));
     assert_eq!(page.complete_until, Some(clock.now() - Duration::from_millis(10)));
     clock.advance(HOUR);
