@@ -15,6 +15,7 @@ mod ddl;
 mod error;
 mod guarantee;
 mod mapping;
+mod mend;
 mod schema;
 mod service;
 
@@ -30,6 +31,7 @@ use secrecy::SecretString;
 pub use client::Client;
 use client::Server;
 pub use error::Error;
+pub use mend::Mended;
 use schema::Table;
 pub use service::{Options, Service};
 
@@ -92,6 +94,15 @@ impl Client {
             guarantee::effective(&server, spec, &table).await
         };
         within_deadline(access, looking).await
+    }
+
+    /// Puts the deduplication windows of a managed pipe's tables back, if somebody has made them smaller.
+    ///
+    /// # Errors
+    /// If the tables cannot be looked at, or not be changed.
+    pub async fn mend(&self, spec: &PipeSpec, access: &Access) -> Result<Vec<Mended>, Error> {
+        let server = self.server(access);
+        within_deadline(access, mend::mend(&server, spec)).await
     }
 
     /// Checks that the pipe can write to its destination, makes the tables that are its own to make, and resolves the

@@ -44,6 +44,9 @@ pub mod kind {
         REPLAY_LATE;
         /// What the pipe promises in effect became another promise; `from`, `to` and `reason`.
         PROMISE_CHANGED;
+        /// Somebody had made the deduplication window of a managed table smaller, and Millrace has put it back; `table`,
+        /// `setting`, `from` and `to`.
+        WINDOW_RESTORED;
     }
 }
 

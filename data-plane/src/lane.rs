@@ -16,8 +16,11 @@
 //! has the slices can build the block again. Live batches and replays are built by the same function.
 //!
 //! **Memory.** A page's permit goes with its records into the batch and stays until the batch is committed, although by
-//! then only the encoded block is left of it: what it counts for too much pays for the build. With nothing committed the
-//! budget runs out, readers wait, and the lane stands still until ClickHouse and the control plane are back.
+//! then only the compressed block is left of it. While a batch is built its records turn into columns one by one, and pay
+//! for them; a block that outgrows them pays for the rest. Columns are compressed as they are written, and there is no
+//! second copy. What the block keeps for the next one is paid for too, or given up. So batches in flight are bounded in
+//! number and in bytes. With nothing committed the lane's part of the budget runs out, its readers wait, and it stands still
+//! until ClickHouse and the control plane are back; lanes beside it have as much left as it holds.
 //!
 //! Invariants:
 //! - the slices of a shard follow each other without a gap: each starts where the one before ended;

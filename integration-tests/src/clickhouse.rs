@@ -258,6 +258,10 @@ impl ClickHouse {
     }
 
     async fn launch(&self) -> Result<(), Error> {
+        config::forget_lost_logs(&self.data_dir).map_err(|source| Error::Io {
+            what: "remove what a log has left behind".to_owned(),
+            source,
+        })?;
         let process = self
             .engine
             .command(&self.data_dir.join(config::CONFIG_FILE))?

@@ -3,6 +3,8 @@
 
 #[path = "destination/bed.rs"]
 mod bed;
+#[path = "destination/bulkhead.rs"]
+mod bulkhead;
 #[path = "destination/changes.rs"]
 mod changes;
 #[path = "destination/outage.rs"]

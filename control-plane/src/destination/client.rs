@@ -215,6 +215,11 @@ impl Server {
         within(self.client.query_raw(sql).with_setting("flatten_nested", "0").execute()).await
     }
 
+    /// An ALTER of a table's settings.
+    pub(super) async fn alter(&self, sql: &str) -> Result<(), ServerError> {
+        within(self.client.query_raw(sql).execute()).await
+    }
+
     /// An INSERT without rows.
     pub(super) async fn insert_nothing(&self, sql: &str) -> Result<(), ServerError> {
         within(self.client.query_raw(sql).with_setting("async_insert", "0").execute()).await

@@ -32,7 +32,7 @@ const REPLICATED_SECONDS: &str = "replicated_deduplication_window_seconds";
 
 /// What an engine remembers of tokens.
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum Memory {
+pub(super) enum Memory {
     /// Those of so many blocks and seconds; `None` where the server's default counts and is not known.
     Window { blocks: Option<u64>, seconds: Option<u64> },
     /// None, until its window is set.
@@ -43,9 +43,9 @@ enum Memory {
 
 /// Defaults of a server, as far as this user may know them.
 #[derive(Debug, Clone, Copy, Default)]
-struct Defaults {
+pub(super) struct Defaults {
     plain: Option<u64>,
-    replicated: Option<u64>,
+    pub(super) replicated: Option<u64>,
     replicated_seconds: Option<u64>,
 }
 
@@ -145,7 +145,7 @@ async fn behind(server: &Server, database: &str, view: &str) -> Result<Result<Re
 }
 
 /// Entries of a table's window that the batches of a pipe may need.
-fn needed(spec: &PipeSpec, partitions: u64) -> u64 {
+pub(super) fn needed(spec: &PipeSpec, partitions: u64) -> u64 {
     MARGIN * OPEN_BATCHES * partitions * u64::from(spec.replicas.max(1))
 }
 
@@ -185,12 +185,7 @@ fn invisible(database: &str, table: &str, user: &str) -> String {
 fn weakness(reached: &Reached, memory: &Memory, needed: u64) -> Option<String> {
     let (database, name, engine) = (&reached.table.database, &reached.table.name, &reached.table.engine);
     let table = ddl::qualified(database, name);
-    let setting = if is_replicated(engine) {
-        REPLICATED_WINDOW
-    } else {
-        PLAIN_WINDOW
-    };
-    let alter = ddl::set_window(database, name, setting, needed);
+    let alter = ddl::set_window(database, name, window_setting(engine), needed);
     let (problem, remedy) = match memory {
         Memory::Window {
             blocks: Some(blocks), ..
@@ -234,11 +229,20 @@ fn instead_of(engine: &str) -> &'static str {
     }
 }
 
-fn is_replicated(engine: &str) -> bool {
+/// The setting that holds the window of an engine.
+pub(super) fn window_setting(engine: &str) -> &'static str {
+    if is_replicated(engine) {
+        REPLICATED_WINDOW
+    } else {
+        PLAIN_WINDOW
+    }
+}
+
+pub(super) fn is_replicated(engine: &str) -> bool {
     engine.starts_with("Replicated") || engine.starts_with("Shared")
 }
 
-fn memory(engine: &str, engine_full: &str, defaults: Defaults) -> Memory {
+pub(super) fn memory(engine: &str, engine_full: &str, defaults: Defaults) -> Memory {
     if !engine.ends_with("MergeTree") {
         return Memory::Never;
     }
@@ -264,7 +268,7 @@ fn memory(engine: &str, engine_full: &str, defaults: Defaults) -> Memory {
 
 /// Partitions that one insert is taken to touch: those that there are and a new one, as far as ClickHouse lets an insert
 /// touch them.
-async fn partitions(server: &Server, table: &Table) -> u64 {
+pub(super) async fn partitions(server: &Server, table: &Table) -> u64 {
     if matches!(table.partition_key.as_str(), "" | "tuple()") {
         return 1;
     }
@@ -308,7 +312,7 @@ fn setting(engine_full: &str, name: &str) -> Option<u64> {
 }
 
 /// The server's defaults, where this user may know them.
-async fn defaults(server: &Server) -> Defaults {
+pub(super) async fn defaults(server: &Server) -> Defaults {
     #[derive(Deserialize)]
     struct Row {
         name: String,

@@ -12,7 +12,7 @@ use parking_lot::Mutex;
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
-use super::{Access, Client};
+use super::{Access, Client, Mended};
 use crate::{
     events::{NewEvent, Severity, kind},
     store::{CredentialSecret, Effective, Store, StoredPipe},
@@ -131,6 +131,7 @@ impl Service {
             username,
             password,
         };
+        self.mend(&pipe, &access).await;
         let effective = match Box::pin(self.clickhouse.guarantee(&pipe.spec, &access)).await {
             Ok(effective) => effective,
             Err(error) => {
@@ -152,6 +153,50 @@ impl Service {
             Err(error) => tracing::warn!(pipe = %pipe.name, error = &error as &dyn std::error::Error, "cannot note it"),
         }
     }
+
+    /// Puts back what was taken away from tables that are Millrace's own. Where that is not allowed, the promise says what to
+    /// run, as it does for any other table.
+    async fn mend(&self, pipe: &StoredPipe, access: &Access) {
+        let mended = match Box::pin(self.clickhouse.mend(&pipe.spec, access)).await {
+            Ok(mended) => mended,
+            Err(error) => {
+                tracing::debug!(pipe = %pipe.name, %error, "cannot see to the table's deduplication window");
+                return;
+            }
+        };
+        for mended in mended {
+            tracing::warn!(
+                pipe = %pipe.name, table = mended.table, setting = mended.setting, from = mended.from, to = mended.to,
+                "a managed table's deduplication window was put back"
+            );
+            match self.store.append_event(pipe.uid, &window_restored(&mended)).await {
+                Ok(_) => (self.changed)(),
+                Err(error) => {
+                    tracing::warn!(pipe = %pipe.name, error = &error as &dyn std::error::Error, "cannot note it");
+                }
+            }
+        }
+    }
+}
+
+/// What to tell of a window that was put back.
+fn window_restored(mended: &Mended) -> NewEvent {
+    let Mended {
+        table,
+        setting,
+        from,
+        to,
+        statement,
+    } = mended;
+    let message = format!(
+        "somebody had set {setting} of the managed table {table} to {from}; Millrace has put it back with `{statement}`. A batch \
+         whose insert was repeated in between may be there twice"
+    );
+    NewEvent::new(kind::WINDOW_RESTORED, Severity::Warning, message)
+        .with("table", table)
+        .with("setting", setting)
+        .with("from", from)
+        .with("to", to)
 }
 
 /// What to tell of another promise; nothing if only its reason or the size of a window has changed.

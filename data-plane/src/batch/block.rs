@@ -10,6 +10,7 @@
 
 pub(crate) mod column;
 mod dictionary;
+mod output;
 pub(crate) mod scalar;
 mod strings;
 mod value;
@@ -22,10 +23,12 @@ use std::sync::Arc;
 use millrace_common::clickhouse::DataType;
 use xxhash_rust::xxh3::xxh3_128;
 
+pub use self::output::Output;
 pub use self::value::{AppendError, Value};
 
 use self::column::{Column, ColumnError};
-use self::strings::{append_string, append_varint, varint_width};
+use self::output::put_varint;
+use self::strings::{append_string, varint_width};
 use self::zone::Zone;
 use crate::decode::Plan;
 
@@ -93,6 +96,14 @@ impl BlockColumn {
             header: header.into(),
             column,
         })
+    }
+
+    fn write(&self, rows: usize, out: &mut dyn Output) {
+        out.put(&self.header);
+        if rows > 0 {
+            self.column.write_prefix(out);
+            self.column.write_data(out);
+        }
     }
 }
 
@@ -168,18 +179,21 @@ impl Block {
         Ok(())
     }
 
-    /// Appends the block in the Native format.
-    pub fn write_native(&self, out: &mut Vec<u8>) {
-        out.reserve(self.encoded_bytes());
-        append_varint(out, self.columns.len() as u64);
-        append_varint(out, self.rows as u64);
-        for column in &self.columns {
-            out.extend_from_slice(&column.header);
-            if self.rows > 0 {
-                column.column.write_prefix(out);
-                column.column.write_data(out);
-            }
-        }
+    /// Writes the block in the Native format.
+    pub fn write_native(&self, out: &mut dyn Output) {
+        self.write_size(out);
+        self.columns.iter().for_each(|column| column.write(self.rows, out));
+    }
+
+    /// The same for a block that is not needed any more: the memory of each column is free once it is written.
+    pub fn into_native(self, out: &mut dyn Output) {
+        self.write_size(out);
+        self.columns.into_iter().for_each(|column| column.write(self.rows, out));
+    }
+
+    fn write_size(&self, out: &mut dyn Output) {
+        put_varint(out, self.columns.len() as u64);
+        put_varint(out, self.rows as u64);
     }
 
     /// Digest of the block's bytes in the Native format. It is stored with a batch and compared when the batch is built

@@ -13,23 +13,28 @@ use millrace_common::{
     pipe::Compression,
     position::Slice,
 };
-use xxhash_rust::xxh3::xxh3_128;
+use xxhash_rust::xxh3::{Xxh3, xxh3_128};
 
 use super::{queue::Run, recipe::Recipe};
 use crate::{
-    batch::{block::Block, cut::Rules},
+    batch::{
+        block::{Block, Output},
+        cut::Rules,
+    },
     commit::{Body, Built},
     decode::{Decoder, Plan, RecordMeta},
     sink::clickhouse::{
         errors_table::{ErrorBlock, Rejected},
-        native,
+        native::Frames,
     },
-    source::{Permit, Record},
+    source::{Budget, Permit, Record},
 };
 
 /// Payload bytes between two looks at the size of the block, which visit every column. A block may be larger than its
 /// bound by what they become.
 const MEASURE_AFTER_BYTES: usize = 64 * 1024;
+/// A block of this size keeps its memory for the next one without paying for it.
+const SMALL_BLOCK_BYTES: usize = 256 * 1024;
 /// Kinesis knows only the record: which part of it is counted where records are split.
 const WHOLE_RECORD: u64 = 0;
 
@@ -44,6 +49,8 @@ pub(super) struct Job {
     pub rules: Option<Rules>,
     /// Buffers of an earlier batch.
     pub bench: Option<Bench>,
+    /// Memory of the lane, which pays for what the records' own permits do not.
+    pub budget: Arc<Budget>,
 }
 
 /// What came of it.
@@ -68,7 +75,8 @@ pub(super) struct Bench {
     decoder: Decoder,
     rows: Block,
     errors: ErrorBlock,
-    native: Vec<u8>,
+    /// Pays for the memory that the empty block keeps, unless that is little.
+    kept: Option<Permit>,
 }
 
 impl Bench {
@@ -78,8 +86,29 @@ impl Bench {
             decoder: Decoder::new(Arc::clone(plan)),
             rows: Block::new(plan),
             errors: ErrorBlock::new(),
-            native: Vec::new(),
+            kept: None,
         }
+    }
+
+    /// Gives up the memory that is kept for the next batch, if it is worth mentioning.
+    pub(super) fn release(&mut self) {
+        if self.kept.take().is_some() {
+            self.rows = Block::new(&self.plan);
+        }
+    }
+
+    /// Writes the rows and empties their block, which keeps its memory if that is little or can be paid for.
+    fn write_rows(&mut self, budget: &Arc<Budget>, out: &mut Encoder) {
+        let bytes = self.rows.encoded_bytes();
+        if bytes > SMALL_BLOCK_BYTES {
+            self.kept = budget.try_acquire(bytes);
+            if self.kept.is_none() {
+                let rows = std::mem::replace(&mut self.rows, Block::new(&self.plan));
+                return rows.into_native(out);
+            }
+        }
+        self.rows.write_native(out);
+        self.rows.clear();
     }
 
     fn decode(&mut self, stream: &str, shard: &ShardId, record: &Record) {
@@ -123,6 +152,8 @@ struct Filling {
     bench: Bench,
     counts: Counts,
     permits: Vec<Arc<Permit>>,
+    /// Pays for what the block takes beyond the records that it was made from.
+    beyond: Permit,
     unmeasured_bytes: usize,
     is_full: bool,
 }
@@ -160,6 +191,8 @@ impl Filling {
         if self.unmeasured_bytes >= MEASURE_AFTER_BYTES {
             self.unmeasured_bytes = 0;
             encoded_bytes = self.bench.encoded_bytes();
+            let beyond = encoded_bytes.saturating_sub(self.counts.bytes);
+            self.beyond.resize(usize::try_from(beyond).unwrap_or(usize::MAX));
         }
         self.is_full = rules.is_full(self.counts.rows + self.counts.rejected_records, encoded_bytes);
     }
@@ -174,17 +207,19 @@ pub(super) fn build(job: Job) -> Outcome {
         runs,
         rules,
         bench,
+        budget,
     } = job;
     let reusable = bench.filter(|bench| Arc::ptr_eq(&bench.plan, &recipe.plan));
     let mut bench = reusable.unwrap_or_else(|| Bench::new(&recipe.plan));
-    bench.rows.clear();
-    bench.errors.clear();
+    // From here on the records pay, as they move into the block.
+    bench.kept = None;
     let mut filling = Filling {
         recipe,
         rules,
         bench,
         counts: Counts::default(),
         permits: Vec::new(),
+        beyond: budget.empty(),
         unmeasured_bytes: 0,
         is_full: false,
     };
@@ -205,7 +240,8 @@ pub(super) fn build(job: Job) -> Outcome {
         recipe,
         mut bench,
         counts,
-        permits,
+        mut permits,
+        beyond,
         ..
     } = filling;
     if slices.is_empty() {
@@ -218,12 +254,17 @@ pub(super) fn build(job: Job) -> Outcome {
             encoded_bytes: 0,
         };
     }
-    let (rows, rows_digest) = encode(&mut bench.native, &recipe, |native| bench.rows.write_native(native));
-    let rows_bytes = bench.native.len() as u64;
-    let (errors, errors_digest) = encode(&mut bench.native, &recipe, |native| {
-        bench.errors.write_native(&pipe.to_string(), id, native);
-    });
-    let errors_bytes = bench.native.len() as u64;
+    let mut encoder = Encoder::new(recipe.spec.compression);
+    bench.write_rows(&budget, &mut encoder);
+    let (rows, rows_bytes, rows_digest) = encoder.finish();
+    let mut encoder = Encoder::new(recipe.spec.compression);
+    let mut native = Vec::new();
+    bench.errors.write_native(&pipe.to_string(), id, &mut native);
+    // Rejected records are seldom many: what held them is not kept.
+    bench.errors = ErrorBlock::new();
+    encoder.put(&native);
+    let (errors, errors_bytes, errors_digest) = encoder.finish();
+    permits.push(Arc::new(beyond));
     let digest = digest(rows_digest, errors_digest);
     let batch = OpenBatch {
         id,
@@ -256,26 +297,57 @@ pub(super) fn build(job: Job) -> Outcome {
     }
 }
 
-/// A block as it will be sent, but for its columns, and the digest of its bytes before compression.
-fn encode(native: &mut Vec<u8>, recipe: &Recipe, write: impl FnOnce(&mut Vec<u8>)) -> (Body, Digest) {
-    native.clear();
-    write(native);
-    let (bytes, lz4) = match recipe.spec.compression {
-        Compression::Lz4 => {
-            let mut frames = Vec::new();
-            native::compress_lz4(native, &mut frames);
-            (Bytes::from(frames), true)
+/// Takes a block as it is written, and makes of it what will be sent: its digest is that of its plain bytes.
+struct Encoder {
+    digest: Xxh3,
+    bytes: u64,
+    body: Encoding,
+}
+
+enum Encoding {
+    Lz4(Frames),
+    Plain(Vec<u8>),
+}
+
+impl Encoder {
+    fn new(compression: Compression) -> Self {
+        Self {
+            digest: Xxh3::new(),
+            bytes: 0,
+            body: match compression {
+                Compression::Lz4 => Encoding::Lz4(Frames::default()),
+                Compression::None => Encoding::Plain(Vec::new()),
+            },
         }
-        Compression::None => (Bytes::copy_from_slice(native), false),
-    };
-    (
-        Body {
+    }
+
+    /// The block as it will be sent, but for its columns; its plain bytes, and their digest.
+    fn finish(self) -> (Body, u64, Digest) {
+        let (bytes, lz4) = match self.body {
+            Encoding::Lz4(frames) => (frames.finish(), true),
+            Encoding::Plain(mut native) => {
+                native.shrink_to_fit();
+                (native, false)
+            }
+        };
+        let body = Body {
             columns: Arc::default(),
-            bytes,
+            bytes: Bytes::from(bytes),
             lz4,
-        },
-        Block::digest_of(native),
-    )
+        };
+        (body, self.bytes, self.digest.digest128().to_be_bytes())
+    }
+}
+
+impl Output for Encoder {
+    fn put(&mut self, bytes: &[u8]) {
+        self.digest.update(bytes);
+        self.bytes += bytes.len() as u64;
+        match &mut self.body {
+            Encoding::Lz4(frames) => frames.put(bytes),
+            Encoding::Plain(native) => native.put(bytes),
+        }
+    }
 }
 
 /// The digest of a batch. It is stored with the batch and compared at a replay, so it must never change.

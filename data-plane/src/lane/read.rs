@@ -48,8 +48,8 @@ impl Lane {
         for (id, shard) in self.shards.iter_mut().filter(|(_, shard)| shard.wants_reader(now)) {
             self.attempts += 1;
             let (attempt, stop) = (self.attempts, CancellationToken::new());
-            let mut options = ReaderOptions::new(recipe.spec.source.stream.clone(), id.clone(), shard.read_to.clone());
-            options.limits = recipe.limits;
+            let mut options = ReaderOptions::new(recipe.spec.source.stream.clone(), id.clone(), shard.read_to.clone())
+                .paced(recipe.limits, self.budget.total());
             options.complete_until = shard.progress.complete_until();
             options.end = recipe.spec.source.end;
             options.clock = self.context.clock.clone();

@@ -49,11 +49,13 @@ pub(super) struct Replayed {
     pub gap: Option<(ShardId, DataGap)>,
 }
 
-/// What tells how old positions are.
+/// What tells how old positions are, and how large pages may be.
 #[derive(Debug, Clone)]
 pub(super) struct Ages {
     pub clock: Clock,
     pub complete_until: BTreeMap<ShardId, Timestamp>,
+    /// Memory of the worker.
+    pub memory_bytes: usize,
 }
 
 /// Reads the batch's slices and builds it. Does not return while its records cannot be read, unless they are gone.
@@ -99,6 +101,7 @@ pub(super) async fn replay(
         runs,
         rules: None,
         bench: None,
+        budget: Budget::new(usize::MAX),
     };
     match task::spawn_blocking(|| build(job)).await {
         Ok(outcome) => Replayed {
@@ -118,9 +121,9 @@ pub(super) async fn replay(
 /// The records of one slice.
 async fn read(recipe: &Recipe, slice: &Slice, faults: &Faults, part: &Part, ages: &Ages) -> Result<Run, source::Error> {
     let stream = recipe.spec.source.stream.clone();
-    let mut options =
-        ReaderOptions::new(stream, slice.shard.clone(), slice.from_exclusive.clone()).until(slice.to_inclusive.clone());
-    options.limits = recipe.limits;
+    let mut options = ReaderOptions::new(stream, slice.shard.clone(), slice.from_exclusive.clone())
+        .until(slice.to_inclusive.clone())
+        .paced(recipe.limits, ages.memory_bytes);
     options.complete_until = ages.complete_until.get(&slice.shard).copied();
     options.clock = ages.clock.clone();
     let reader = Reader::new(recipe.client.clone(), options);

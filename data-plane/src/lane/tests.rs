@@ -635,6 +635,7 @@ async fn a_recorded_batch_holds_its_shards_back_until_it_is_replayed() {
         runs,
         rules: None,
         bench: None,
+        budget: Arc::clone(&world.lane.budget),
     };
     let built = build::build(job).built.expect("rows");
     world.lane.on_replayed(Some(Replayed {

@@ -122,6 +122,7 @@ impl Lane {
             runs,
             rules: Some(rules),
             bench: self.bench.take(),
+            budget: Arc::clone(&self.budget),
         };
         self.build.spawn_blocking(move || build(job));
     }
@@ -152,7 +153,11 @@ impl Lane {
         else {
             return;
         };
-        self.bench = Some(bench);
+        let bench = self.bench.insert(bench);
+        // Worth keeping only while there is more to do at once, and while nobody needs the memory.
+        if self.budget.is_short() || (left.is_empty() && self.queue.queued().records == 0) {
+            bench.release();
+        }
         if !self.open.contains_key(&id) {
             // Dropped meanwhile: all of its shards are lost or will be read again, so what it has left over is of no use.
             return;
@@ -292,6 +297,7 @@ impl Lane {
         let ages = Ages {
             clock: self.context.clock.clone(),
             complete_until: self.shards.iter().filter_map(known).collect(),
+            memory_bytes: self.budget.total(),
         };
         self.replay
             .spawn(replay(pipe, recipe, batch, faults, ages).in_current_span());

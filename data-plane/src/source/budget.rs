@@ -13,7 +13,8 @@
 //! permit grows at once and the budget runs a debt, which returned bytes pay off before anyone else gets any. A single
 //! page larger than the budget thus passes, alone.
 //!
-//! It counts payload, not the allocator's view: a response being parsed costs more than its page for a moment.
+//! It counts payload, not the allocator's view. What a response costs beyond its page while it is taken apart is reserved
+//! before the call and given back with the answer.
 
 use std::{
     cmp::Ordering,
@@ -189,6 +190,21 @@ impl Budget {
             budget: Arc::clone(self),
             bytes,
         }
+    }
+
+    /// Takes `bytes` if they are free and nobody of this part waits.
+    pub fn try_acquire(self: &Arc<Self>, bytes: usize) -> Option<Permit> {
+        let mut state = self.shared.state.lock();
+        let first = state.waiters.iter().all(|waiter| waiter.part != self.part);
+        if !first || !state.fits(self.shared.total, self.part, bytes) {
+            return None;
+        }
+        state.take(self.part, bytes);
+        drop(state);
+        Some(Permit {
+            budget: Arc::clone(self),
+            bytes,
+        })
     }
 
     /// A permit of no bytes, at once.

@@ -69,6 +69,8 @@ pub struct ReaderOptions {
     pub until: Option<SequenceNumber>,
     /// How fast the shard may be read.
     pub limits: Limits,
+    /// Payload bytes to ask for at a time, about.
+    pub page_bytes: usize,
     /// All records that arrived before this lie before `start`, as far as that is known.
     pub complete_until: Option<Timestamp>,
     /// Records that arrived then or later are not read: the end of a backfill.
@@ -86,10 +88,19 @@ impl ReaderOptions {
             start,
             until: None,
             limits: Limits::default(),
+            page_bytes: poll::FULL_BYTES,
             complete_until: None,
             end: None,
             clock: Clock::System,
         }
+    }
+
+    /// Reads as fast as `limits` allow, in pages that suit a worker with so much memory.
+    #[must_use]
+    pub fn paced(mut self, limits: Limits, memory_bytes: usize) -> Self {
+        self.limits = limits;
+        self.page_bytes = poll::page_bytes(memory_bytes, limits);
+        self
     }
 
     /// Reads to this record and not beyond.

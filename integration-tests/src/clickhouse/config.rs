@@ -20,11 +20,26 @@ pub(super) const DEFAULT_TCP_PORT: u16 = 9_000;
 const MARK_CACHE_BYTES: u64 = 64 << 20;
 /// So short that a test which asks for the query log right after `SYSTEM FLUSH LOGS` rarely waits.
 const LOG_FLUSH_MILLIS: u64 = 200;
+/// The logs that are kept, in tables of these names.
+const LOGS: [&str; 2] = ["query_log", "part_log"];
 
 /// Writes `config.xml` and `users.xml` below the data directory, readable by their owner only.
 pub(super) fn write(dir: &Path, options: &Options, password: &str) -> io::Result<()> {
     private(&dir.join(CONFIG_FILE), &config(dir, options))?;
     private(&dir.join(USERS_FILE), &users(options, password))
+}
+
+/// Removes the data of logs whose tables are lost. The library engine does not keep the definitions of system tables, so
+/// after a restart it makes its logs anew, and refuses to where it finds their data.
+pub(super) fn forget_lost_logs(dir: &Path) -> io::Result<()> {
+    for log in LOGS {
+        let definition = dir.join("data/metadata/system").join(format!("{log}.sql"));
+        let data = dir.join("data/data/system").join(log);
+        if data.is_dir() && !definition.exists() {
+            fs::remove_dir_all(data)?;
+        }
+    }
+    Ok(())
 }
 
 fn private(path: &Path, text: &str) -> io::Result<()> {
@@ -34,7 +49,7 @@ fn private(path: &Path, text: &str) -> io::Result<()> {
 
 fn config(dir: &Path, options: &Options) -> String {
     let at = |name: &str| escape(&dir.join(name).to_string_lossy());
-    let log = |table: &str| {
+    let log = |table| {
         format!(
             "<{table}><database>system</database><table>{table}</table>\
              <flush_interval_milliseconds>{LOG_FLUSH_MILLIS}</flush_interval_milliseconds></{table}>"
@@ -56,8 +71,7 @@ fn config(dir: &Path, options: &Options) -> String {
   <mark_cache_size>{MARK_CACHE_BYTES}</mark_cache_size>
   <max_server_memory_usage>{memory}</max_server_memory_usage>
   <http_options_response/>
-  {query_log}
-  {part_log}
+  {logs}
 </clickhouse>
 ",
         log_file = at(LOG_FILE),
@@ -70,8 +84,7 @@ fn config(dir: &Path, options: &Options) -> String {
         schemas = at("schemas"),
         users = at(USERS_FILE),
         memory = options.memory_bytes,
-        query_log = log("query_log"),
-        part_log = log("part_log"),
+        logs = LOGS.map(log).join("\n  "),
     )
 }
 

@@ -205,6 +205,16 @@ async fn promise_is(bed: &Bed, id: &str, delivery: proto::Delivery) {
     noticed.await.expect("the promise");
 }
 
+/// Waits until the reason of the promise says this.
+async fn promise_reason(bed: &Bed, id: &str, words: &str) {
+    let noticed = eventually("the reason follows the table", Duration::from_secs(20), || async {
+        let pipe = bed.get(id).await.map_err(|status| status.to_string())?;
+        let reason = status_of(&pipe).effective_delivery_reason.clone();
+        if reason.contains(words) { Ok(()) } else { Err(reason) }
+    });
+    noticed.await.expect("the reason");
+}
+
 /// What the pipe would promise, and why, without making anything.
 async fn promise_of(bed: &Bed, table: &str) -> (proto::Delivery, String) {
     let checked = bed
@@ -331,32 +341,90 @@ async fn the_error_table_counts() {
     promise_is(&bed, "errors-count", proto::Delivery::AtLeastOnce).await;
 }
 
-#[tokio::test]
-async fn a_managed_table_whose_window_is_taken_away_says_so() {
-    let bed = Bed::start().await;
-    let made = bed.create("taken", managed(&bed, "taken")).await.expect("made");
-    assert_eq!(status_of(&made).effective_delivery(), proto::Delivery::ExactlyOnce);
-    bed.sql(&format!(
-        "ALTER TABLE {DATABASE}.taken MODIFY SETTING non_replicated_deduplication_window = 0"
-    ))
-    .await;
-    promise_is(&bed, "taken", proto::Delivery::AtLeastOnce).await;
+/// The window of a table; `None` if it is not set for it.
+async fn window_of(bed: &Bed, table: &str) -> Option<u64> {
+    let engine = bed
+        .sql(&format!(
+            "SELECT engine_full FROM system.tables WHERE database = '{DATABASE}' AND name = '{table}'"
+        ))
+        .await;
+    let (_, rest) = engine.split_once("non_replicated_deduplication_window = ")?;
+    rest.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
+}
+
+async fn events_of(bed: &Bed, id: &str, kind: &str) -> Vec<proto::PipeEvent> {
     let request = proto::ListPipeEventsRequest {
-        parent: super::bed::name("taken"),
+        parent: super::bed::name(id),
         ..Default::default()
     };
     let events = bed.pipes.clone().list_pipe_events(request).await.expect("events");
-    let events = events.into_inner().events;
-    let told = events
-        .iter()
-        .find(|event| event.kind == "PROMISE_CHANGED")
-        .expect("told");
+    let mut events = events.into_inner().events;
+    events.retain(|event| event.kind == kind);
+    events
+}
+
+#[tokio::test]
+async fn a_managed_table_gets_its_window_back() {
+    let bed = Bed::start().await;
+    let made = bed.create("taken", managed(&bed, "taken")).await.expect("made");
+    assert_eq!(status_of(&made).effective_delivery(), proto::Delivery::ExactlyOnce);
+    for (table, window) in [("taken", 0), ("taken", 9_999), ("taken_millrace_error", 0)] {
+        bed.sql(&format!(
+            "ALTER TABLE {DATABASE}.{table} MODIFY SETTING non_replicated_deduplication_window = {window}"
+        ))
+        .await;
+        let restored = eventually("the window is put back", Duration::from_secs(20), || async {
+            match window_of(&bed, table).await {
+                Some(10_000) => Ok(()),
+                other => Err(format!("{other:?}")),
+            }
+        });
+        restored.await.expect("put back");
+        let told = eventually("it is told", Duration::from_secs(20), || async {
+            let events = events_of(&bed, "taken", "WINDOW_RESTORED").await;
+            let of_table = format!("`{DATABASE}`.`{table}`");
+            let told = events
+                .into_iter()
+                .find(|event| event.details["table"] == of_table && event.details["from"] == window.to_string());
+            told.ok_or("nothing is told")
+        });
+        let told = told.await.expect("an event");
+        assert_eq!(told.severity(), proto::EventSeverity::Warning);
+        assert_eq!(told.details["to"], "10000");
+        let alter =
+            format!("ALTER TABLE `{DATABASE}`.`{table}` MODIFY SETTING non_replicated_deduplication_window = 10000");
+        assert!(told.message.contains(&alter), "{}", told.message);
+        promise_is(&bed, "taken", proto::Delivery::ExactlyOnce).await;
+    }
+    // A larger one is nobody's business.
+    bed.sql(&format!(
+        "ALTER TABLE {DATABASE}.taken MODIFY SETTING non_replicated_deduplication_window = 50000"
+    ))
+    .await;
+    promise_reason(&bed, "taken", "the last 50000 blocks").await;
+    assert_eq!(events_of(&bed, "taken", "WINDOW_RESTORED").await.len(), 3);
+}
+
+#[tokio::test]
+async fn a_table_that_is_not_managed_keeps_its_window_and_says_what_to_run() {
+    let bed = Bed::start().await;
+    bed.create_table("kept").await;
+    bed.create("kept", bed.pipe("kept")).await.expect("a pipe");
+    promise_is(&bed, "kept", proto::Delivery::ExactlyOnce).await;
+    let alter =
+        |window| format!("ALTER TABLE {DATABASE}.kept MODIFY SETTING non_replicated_deduplication_window = {window}");
+    bed.sql(&alter(0)).await;
+    promise_is(&bed, "kept", proto::Delivery::AtLeastOnce).await;
+    let told = events_of(&bed, "kept", "PROMISE_CHANGED").await;
+    let told = told.first().expect("told");
     assert_eq!(told.severity(), proto::EventSeverity::Warning);
-    assert!(
-        told.message.contains("ALTER TABLE") && told.message.contains("non_replicated_deduplication_window = 10000"),
-        "{}",
-        told.message
-    );
+    let run = format!("ALTER TABLE `{DATABASE}`.`kept` MODIFY SETTING non_replicated_deduplication_window = 10000");
+    assert!(told.message.contains(&run), "{}", told.message);
+    assert_eq!(window_of(&bed, "kept").await, Some(0));
+    assert!(events_of(&bed, "kept", "WINDOW_RESTORED").await.is_empty());
+    // What it says to run is what mends it.
+    bed.sql(&run).await;
+    promise_is(&bed, "kept", proto::Delivery::ExactlyOnce).await;
 }
 
 #[tokio::test]

@@ -12,6 +12,7 @@ use hashbrown::HashMap;
 use millrace_common::clickhouse::DataType;
 
 use super::dictionary::Dictionary;
+use super::output::{Output, put_numbers};
 use super::scalar::Scalar;
 use super::strings::Strings;
 use super::variant::{Dynamic, Variant};
@@ -291,10 +292,10 @@ impl Column {
     }
 
     /// What Native writes before the data: the versions and structures of columns that have any.
-    pub(crate) fn write_prefix(&self, out: &mut Vec<u8>) {
+    pub(crate) fn write_prefix(&self, out: &mut dyn Output) {
         match self {
             Column::Fixed(_) | Column::String(_) => {}
-            Column::Json(_) => out.extend_from_slice(&JSON_AS_STRING.to_le_bytes()),
+            Column::Json(_) => out.put(&JSON_AS_STRING.to_le_bytes()),
             Column::Nullable(nullable) => nullable.inner.write_prefix(out),
             Column::LowCardinality(_) => Dictionary::write_prefix(out),
             Column::Array(array) => array.elements.write_prefix(out),
@@ -308,13 +309,13 @@ impl Column {
         }
     }
 
-    pub(crate) fn write_data(&self, out: &mut Vec<u8>) {
+    pub(crate) fn write_data(&self, out: &mut dyn Output) {
         match self {
-            Column::Fixed(fixed) => out.extend_from_slice(&fixed.bytes),
-            Column::String(strings) => out.extend_from_slice(strings.bytes()),
-            Column::Json(json) => out.extend_from_slice(json.texts.bytes()),
+            Column::Fixed(fixed) => out.put(&fixed.bytes),
+            Column::String(strings) => out.put(strings.bytes()),
+            Column::Json(json) => out.put(json.texts.bytes()),
             Column::Nullable(nullable) => {
-                out.extend_from_slice(&nullable.nulls);
+                out.put(&nullable.nulls);
                 nullable.inner.write_data(out);
             }
             Column::LowCardinality(dictionary) => dictionary.write_data(out),
@@ -376,7 +377,6 @@ fn last(ends: &[u64]) -> usize {
     ends.last().map_or(0, |end| *end as usize)
 }
 
-fn write_ends(ends: &[u64], out: &mut Vec<u8>) {
-    out.reserve(8 * ends.len());
-    ends.iter().for_each(|end| out.extend_from_slice(&end.to_le_bytes()));
+fn write_ends(ends: &[u64], out: &mut dyn Output) {
+    put_numbers(out, ends.iter().map(|end| end.to_le_bytes()));
 }

@@ -7,6 +7,7 @@ use hashbrown::HashTable;
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::column::Column;
+use super::output::{Output, put_numbers};
 
 /// The serialization with one dictionary per block.
 const KEYS_WITH_ADDITIONAL: u64 = 1;
@@ -135,30 +136,25 @@ impl Dictionary {
         8 + 24 + self.values.encoded_bytes() + self.indexes.len() * self.index_width()
     }
 
-    pub(crate) fn write_prefix(out: &mut Vec<u8>) {
-        out.extend_from_slice(&KEYS_WITH_ADDITIONAL.to_le_bytes());
+    pub(crate) fn write_prefix(out: &mut dyn Output) {
+        out.put(&KEYS_WITH_ADDITIONAL.to_le_bytes());
     }
 
-    pub(crate) fn write_data(&self, out: &mut Vec<u8>) {
+    pub(crate) fn write_data(&self, out: &mut dyn Output) {
         if self.indexes.is_empty() {
             return;
         }
         let width = self.index_width();
         let width_code = width.trailing_zeros() as u64;
-        out.extend_from_slice(&(HAS_ADDITIONAL_KEYS | width_code).to_le_bytes());
-        out.extend_from_slice(&(self.starts.len() as u64).to_le_bytes());
-        out.extend_from_slice(self.values.flat_bytes());
-        out.extend_from_slice(&(self.indexes.len() as u64).to_le_bytes());
+        out.put(&(HAS_ADDITIONAL_KEYS | width_code).to_le_bytes());
+        out.put(&(self.starts.len() as u64).to_le_bytes());
+        out.put(self.values.flat_bytes());
+        out.put(&(self.indexes.len() as u64).to_le_bytes());
+        let indexes = self.indexes.iter();
         match width {
-            1 => out.extend(self.indexes.iter().map(|index| *index as u8)),
-            2 => self
-                .indexes
-                .iter()
-                .for_each(|index| out.extend_from_slice(&(*index as u16).to_le_bytes())),
-            _ => self
-                .indexes
-                .iter()
-                .for_each(|index| out.extend_from_slice(&index.to_le_bytes())),
+            1 => put_numbers(out, indexes.map(|index| [*index as u8])),
+            2 => put_numbers(out, indexes.map(|index| (*index as u16).to_le_bytes())),
+            _ => put_numbers(out, indexes.map(|index| index.to_le_bytes())),
         }
     }
 }

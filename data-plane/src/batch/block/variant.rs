@@ -7,7 +7,8 @@ use hashbrown::HashMap;
 use millrace_common::clickhouse::DataType;
 
 use super::column::{Column, ColumnError};
-use super::strings::{append_string, append_varint, varint_width};
+use super::output::{Output, put_numbers, put_string, put_varint};
+use super::strings::varint_width;
 use super::zone::Zone;
 
 /// A `Variant` with one plain discriminator per row.
@@ -70,15 +71,15 @@ impl Variant {
         8 + self.discriminators.len() + alternatives
     }
 
-    pub(super) fn write_prefix(&self, out: &mut Vec<u8>) {
-        out.extend_from_slice(&VARIANT_BASIC.to_le_bytes());
+    pub(super) fn write_prefix(&self, out: &mut dyn Output) {
+        out.put(&VARIANT_BASIC.to_le_bytes());
         self.alternatives
             .iter()
             .for_each(|alternative| alternative.write_prefix(out));
     }
 
-    pub(super) fn write_data(&self, out: &mut Vec<u8>) {
-        out.extend_from_slice(&self.discriminators);
+    pub(super) fn write_data(&self, out: &mut dyn Output) {
+        out.put(&self.discriminators);
         self.alternatives
             .iter()
             .for_each(|alternative| alternative.write_data(out));
@@ -185,14 +186,14 @@ impl Dynamic {
         8 + varint_width(self.types.len() as u64) + self.indexes.len() * self.index_width() + types
     }
 
-    pub(super) fn write_prefix(&self, out: &mut Vec<u8>) {
-        out.extend_from_slice(&DYNAMIC_FLATTENED.to_le_bytes());
-        append_varint(out, self.types.len() as u64);
-        self.types.iter().for_each(|t| append_string(out, t.name.as_bytes()));
+    pub(super) fn write_prefix(&self, out: &mut dyn Output) {
+        out.put(&DYNAMIC_FLATTENED.to_le_bytes());
+        put_varint(out, self.types.len() as u64);
+        self.types.iter().for_each(|t| put_string(out, t.name.as_bytes()));
         self.types.iter().for_each(|t| t.column.write_prefix(out));
     }
 
-    pub(super) fn write_data(&self, out: &mut Vec<u8>) {
+    pub(super) fn write_data(&self, out: &mut dyn Output) {
         if self.indexes.is_empty() {
             return;
         }
@@ -200,9 +201,9 @@ impl Dynamic {
         let null = self.types.len() as u32;
         let wire = self.indexes.iter().map(|index| index.checked_sub(1).unwrap_or(null));
         match self.index_width() {
-            1 => out.extend(wire.map(|index| index as u8)),
-            2 => wire.for_each(|index| out.extend_from_slice(&(index as u16).to_le_bytes())),
-            _ => wire.for_each(|index| out.extend_from_slice(&index.to_le_bytes())),
+            1 => put_numbers(out, wire.map(|index| [index as u8])),
+            2 => put_numbers(out, wire.map(|index| (index as u16).to_le_bytes())),
+            _ => put_numbers(out, wire.map(u32::to_le_bytes)),
         }
         self.types.iter().for_each(|t| t.column.write_data(out));
     }

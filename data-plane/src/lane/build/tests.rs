@@ -114,6 +114,7 @@ fn job(recipe: &Arc<Recipe>, id: BatchId, pipe: PipeUid, runs: Vec<Run>, limits:
         runs,
         rules: limits.map(Rules::new),
         bench: None,
+        budget: Budget::new(1 << 30),
     }
 }
 
@@ -311,4 +312,31 @@ fn the_digest_covers_both_blocks() {
     assert_ne!(digest([1; 16], [2; 16]), digest([2; 16], [1; 16]));
     // Stored with open batches: a change would make every one of them diverge.
     assert_eq!(u128::from_be_bytes(digest([0; 16], [0; 16])), xxh3_128(&[0; 32]));
+}
+
+#[test]
+fn what_a_block_keeps_is_paid_for_or_given_up() {
+    let (recipe, pipe, id) = (recipe(), PipeUid::new(), BatchId::new());
+    let build = |budget: &Arc<Budget>| {
+        let runs = vec![run(0, 0, 20_000, 1_000)];
+        let rules = Limits {
+            rows: 1 << 40,
+            ..LIMITS
+        };
+        let mut job = job(&recipe, id, pipe, runs, Some(rules));
+        job.budget = Arc::clone(budget);
+        build(job)
+    };
+    let (large, small) = (Budget::new(1 << 30), Budget::new(SMALL_BLOCK_BYTES));
+    let (mut kept, given_up) = (build(&large), build(&small));
+    assert!(kept.encoded_bytes > SMALL_BLOCK_BYTES as u64, "{}", kept.encoded_bytes);
+    let (one, other) = (kept.built.take().expect("rows"), given_up.built.expect("rows"));
+    assert_eq!(one.batch, other.batch, "the bytes are the same");
+    assert_eq!(bytes(&one.rows), bytes(&other.rows));
+    drop((one, other));
+    let held = large.held() as u64;
+    assert!(held > SMALL_BLOCK_BYTES as u64 && held <= kept.encoded_bytes, "{held}");
+    assert_eq!(small.held(), 0);
+    kept.bench.release();
+    assert_eq!(large.held(), 0);
 }

@@ -9,6 +9,8 @@
 use cityhash_rs::cityhash_102_128;
 use lz4_flex::block::{compress_into, get_maximum_output_size};
 
+use crate::batch::block::Output;
+
 /// Most plain bytes in a frame: what ClickHouse itself writes, and what it buffers per frame when it reads.
 const FRAME_BYTES: usize = 1 << 20;
 /// The method byte of LZ4.
@@ -21,6 +23,41 @@ const CHECKSUM_BYTES: usize = 16;
 pub fn compress_lz4(native: &[u8], out: &mut Vec<u8>) {
     for plain in native.chunks(FRAME_BYTES) {
         append_frame(plain, out);
+    }
+}
+
+/// Compresses what is put into it as it comes: of the plain bytes there is never more than a frame in memory.
+#[derive(Debug, Default)]
+pub struct Frames {
+    plain: Vec<u8>,
+    frames: Vec<u8>,
+}
+
+impl Frames {
+    /// The frames, the same as [`compress_lz4`] makes of all bytes at once.
+    pub fn finish(mut self) -> Vec<u8> {
+        if !self.plain.is_empty() {
+            append_frame(&self.plain, &mut self.frames);
+        }
+        self.frames.shrink_to_fit();
+        self.frames
+    }
+}
+
+impl Output for Frames {
+    fn put(&mut self, mut bytes: &[u8]) {
+        while self.plain.len() + bytes.len() >= FRAME_BYTES {
+            let (head, rest) = bytes.split_at(FRAME_BYTES - self.plain.len());
+            if self.plain.is_empty() {
+                append_frame(head, &mut self.frames);
+            } else {
+                self.plain.extend_from_slice(head);
+                append_frame(&self.plain, &mut self.frames);
+                self.plain.clear();
+            }
+            bytes = rest;
+        }
+        self.plain.extend_from_slice(bytes);
     }
 }
 
@@ -74,6 +111,11 @@ mod tests {
             compress_lz4(&native, &mut frames);
             assert_eq!(frames[..3], [0xAA; 3]);
             assert!(decompress(&frames[3..]) == native, "{size}");
+            for piece in [1 + size / 3, FRAME_BYTES / 2, FRAME_BYTES, 3 * FRAME_BYTES] {
+                let mut in_pieces = Frames::default();
+                native.chunks(piece).for_each(|bytes| in_pieces.put(bytes));
+                assert!(in_pieces.finish() == frames[3..], "{size} in pieces of {piece}");
+            }
         }
     }
 }

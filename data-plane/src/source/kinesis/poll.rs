@@ -24,17 +24,26 @@ use super::{
     client::{Origin, Reply},
     failure::{Failure, Kind},
     gap::{self, Verdict},
-    throttle::{Brake, Pace},
+    throttle::{Brake, Limits, Pace},
 };
-use crate::source::{Error, Record, ShardEnd, Trouble};
+use crate::source::{Error, RECORD_OVERHEAD, Record, ShardEnd, Trouble};
 
 /// Most records of one call: Kinesis' own bound.
 const FULL_LIMIT: i32 = 10_000;
 /// Records of the first call after a failure: it asks whether Kinesis is there, and should not hold much of the budget
 /// while nobody answers.
 const PROBE_LIMIT: i32 = 100;
-/// What a full answer may cost: 10 MiB of payload, and what 10,000 records cost beside it.
-const FULL_RESERVE: usize = 10 * 1024 * 1024 + 10_000 * 256;
+/// Most payload of one answer: Kinesis' own bound.
+pub(super) const FULL_BYTES: usize = 10 * 1024 * 1024;
+/// Least payload that is asked for at a time: two seconds' worth of a shard, so that calls are not what limits reading.
+const MIN_PAGE_BYTES: usize = 4 * 1024 * 1024;
+/// A page is to be no more than this part of the worker's memory: several readers, batches and blocks share it.
+const PAGE_PART: usize = 32;
+/// Records of a reader's first call: it learns from the answer how large they are.
+const FIRST_LIMIT: usize = 1_000;
+/// What an answer costs while it is taken apart, in quarters of its payload: its body is a third longer, and there twice,
+/// as it came and in one piece.
+const RESERVE_QUARTERS: usize = 11;
 /// What an answer costs where little is expected: at the tip of a shard, which takes 1 MiB a second, or of a probe.
 const SMALL_RESERVE: usize = 1024 * 1024;
 
@@ -51,6 +60,16 @@ const EMPTY_AT_TIP: u32 = 5;
 const END_GRACE: Duration = Duration::from_secs(5 * 60);
 /// "Not found" for the shard, while its stream is there, after which the shard is believed to be gone.
 const SHARD_NOT_FOUND: u32 = 3;
+
+/// How much payload to ask for at a time, for a worker with so much memory and a shard that may be read so fast.
+pub(super) fn page_bytes(memory_bytes: usize, limits: Limits) -> usize {
+    let page = (memory_bytes / PAGE_PART).clamp(MIN_PAGE_BYTES, FULL_BYTES);
+    match limits.bytes_per_second {
+        // More than a second's worth blocks the shard for as long as it is worth.
+        Some(rate) => page.min(usize::try_from(rate).unwrap_or(usize::MAX)).max(SMALL_RESERVE),
+        None => page,
+    }
+}
 
 /// What to do next.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -161,6 +180,8 @@ pub(super) struct Machine {
     retention: Option<Duration>,
     /// Retention is to be asked for.
     ask_retention: bool,
+    /// Payload bytes of a record, as they have been lately.
+    record_bytes: usize,
     /// The next iterator is asked for by time: the position's sequence number has left the stream, and no record has.
     by_time: bool,
     asked: Asked,
@@ -176,6 +197,7 @@ impl Machine {
             ask_retention: false,
             by_time: false,
             asked: Asked::Plainly,
+            record_bytes: options.page_bytes / FIRST_LIMIT,
             pace: Pace::new(options.limits, now),
             options,
             iterator: None,
@@ -216,17 +238,23 @@ impl Machine {
         if now < self.pace.records_at() {
             return Action::Wait(self.pace.records_at());
         }
-        let limit = if self.probing { PROBE_LIMIT } else { FULL_LIMIT };
+        let limit = if self.probing { PROBE_LIMIT } else { self.limit() };
         let reserve = if self.probing || self.at_tip {
             SMALL_RESERVE
         } else {
-            FULL_RESERVE
+            self.options.page_bytes / 4 * RESERVE_QUARTERS + usize::try_from(limit).unwrap_or(0) * RECORD_OVERHEAD
         };
         Action::GetRecords {
             iterator: iterator.clone(),
             limit,
             reserve,
         }
+    }
+
+    /// As many records as a page should hold.
+    fn limit(&self) -> i32 {
+        let records = self.options.page_bytes / self.record_bytes.max(1);
+        i32::try_from(records).unwrap_or(FULL_LIMIT).clamp(1, FULL_LIMIT)
     }
 
     /// Asks for an iterator, if that is known to bring all that comes behind the position.
@@ -320,7 +348,12 @@ impl Machine {
         };
         self.prove(&reply)?;
         let shard = &self.options.shard;
-        let bytes = reply.records.iter().map(|record| record.data.len() as u64).sum();
+        let bytes: u64 = reply.records.iter().map(|record| record.data.len() as u64).sum();
+        if !reply.records.is_empty() {
+            // Large records have a say at once, small ones bit by bit.
+            let mean = usize::try_from(bytes).unwrap_or(usize::MAX) / reply.records.len();
+            self.record_bytes = mean.max((mean + self.record_bytes) / 2);
+        }
         let end = match check::end(shard, reply.next_iterator.as_deref(), reply.children.as_deref()) {
             Ok(end) => end,
             Err(message) => return malformed(message),

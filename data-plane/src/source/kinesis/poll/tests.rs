@@ -70,6 +70,7 @@ impl Bed {
             start,
             until: until.map(number),
             limits: Limits::default(),
+            page_bytes: FULL_BYTES,
             // Nothing here is old, but where a test says so.
             complete_until: Some(jiff::Timestamp::now()),
             end: None,
@@ -338,11 +339,64 @@ fn an_outage_is_shown_after_a_while_and_cleared_by_the_first_answer() {
     assert!(matches!(
         action,
         Action::GetRecords {
-            limit: FULL_LIMIT,
-            reserve: FULL_RESERVE,
+            limit: 1_998,
+            reserve: 29_347_328,
             ..
         }
     ));
+}
+
+#[test]
+fn a_call_asks_for_as_many_records_as_a_page_holds() {
+    let mut bed = Bed::new(Position::TrimHorizon, None);
+    bed.iterator();
+    let mut limit_after = |payload: usize| {
+        let (action, _) = bed.next();
+        let Action::GetRecords { limit, .. } = action else {
+            panic!("{action:?}")
+        };
+        let mut reply = reply(&[], 100);
+        let from = bed
+            .machine
+            .position
+            .sequence_number()
+            .map_or(0, |number| number.as_str().parse().unwrap());
+        reply.records = (from + 1..from + 3)
+            .map(|n| Record {
+                sequence_number: number(n),
+                partition_key: "key".to_owned(),
+                arrival_millis: 0,
+                data: vec![b'x'; payload],
+            })
+            .collect();
+        bed.accepted(reply);
+        limit
+    };
+    assert_eq!(limit_after(10_240), 1_000, "nothing is known of the records");
+    assert_eq!(limit_after(102_400), 1_011);
+    assert_eq!(limit_after(10), 102, "large records have a say at once");
+    assert_eq!(limit_after(10), 204, "small ones bit by bit");
+    assert_eq!(limit_after(10), 409);
+    for _ in 0..20 {
+        limit_after(10);
+    }
+    assert_eq!(limit_after(FULL_BYTES), FULL_LIMIT);
+    assert_eq!(limit_after(10), 1);
+}
+
+#[test]
+fn pages_suit_the_memory_and_the_pace() {
+    const MIB: usize = 1 << 20;
+    let (paced, unpaced) = (Limits::default(), Limits { bytes_per_second: None });
+    assert_eq!(page_bytes(256 * MIB, paced), 2 * MIB, "a second's worth");
+    assert_eq!(
+        [32, 64, 256, 4096].map(|memory| page_bytes(memory * MIB, unpaced) / MIB),
+        [4, 4, 8, 10]
+    );
+    let slow = Limits {
+        bytes_per_second: Some(1_000),
+    };
+    assert_eq!(page_bytes(256 * MIB, slow), MIB);
 }
 
 #[test]
