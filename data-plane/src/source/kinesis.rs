@@ -20,6 +20,8 @@ mod client;
 mod failure;
 mod gap;
 mod poll;
+mod scan;
+mod tap;
 mod throttle;
 
 use std::{
