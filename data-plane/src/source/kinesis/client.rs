@@ -57,6 +57,14 @@ pub(super) struct Reply {
     pub(super) children: Option<Vec<Child>>,
 }
 
+/// What GetRecords answered, and who read it.
+#[derive(Debug)]
+pub(super) struct Answer {
+    pub(super) reply: Reply,
+    /// The SDK had to read it, because our scan does not know all that it says.
+    pub(super) by_sdk: bool,
+}
+
 /// A child shard as Kinesis names it.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Child {
@@ -112,7 +120,7 @@ impl Client {
             .ok_or_else(|| Failure::malformed(CALL, "an answer without an iterator"))
     }
 
-    pub(super) async fn records(&self, stream_arn: &str, iterator: &str, limit: i32) -> Result<Reply, Failure> {
+    pub(super) async fn records(&self, stream_arn: &str, iterator: &str, limit: i32) -> Result<Answer, Failure> {
         const CALL: &str = "GetRecords";
         let call = self
             .sdk
@@ -123,10 +131,12 @@ impl Client {
         // On the heap: it would be held several times over by who waits for it.
         let (output, taken) = tapped(Box::pin(call.send())).await;
         let output = output.map_err(|error| Failure::of(CALL, &error))?;
-        if let Some(taken) = taken {
-            return Ok(taken);
+        if let Some(reply) = taken {
+            return Ok(Answer { reply, by_sdk: false });
         }
-        reply(output).map_err(|number| Failure::malformed(CALL, format!("{number:?} is not a sequence number")))
+        let reply =
+            reply(output).map_err(|number| Failure::malformed(CALL, format!("{number:?} is not a sequence number")))?;
+        Ok(Answer { reply, by_sdk: true })
     }
 
     /// What the stream is at some moment after this was asked. Readers of one lane that ask together share one call: there
