@@ -226,6 +226,10 @@ async fn trim_horizon_reads_all_pages_in_order() -> Result<()> {
     let page = reading.page().await?.context("a page")?;
     ensure!(page.records.is_empty() && page.lag == Some(Duration::ZERO), "{page:?}");
     ensure!(page.last > records.last().map(|record| record.sequence_number.clone()));
+    ensure!(
+        reading.counters.read_by_sdk.load(Ordering::Relaxed) == 0,
+        "a scan gave up"
+    );
     ensure!(reading.stop().await? == Stop::Cancelled);
     Ok(())
 }
@@ -637,6 +641,10 @@ async fn an_emulator_that_is_not_ours_is_read_to_the_end_of_a_shard() -> Result<
     let mut reading = Reading::start(client.clone(), options, Budget::new(64 * MIB), 4);
     let records = reading.records(20).await?;
     ensure!(numbers(&records) == (0..20).collect::<Vec<_>>());
+    ensure!(
+        reading.counters.read_by_sdk.load(Ordering::Relaxed) == 0,
+        "a scan gave up"
+    );
     sdk.split_shard()
         .stream_name(STREAM)
         .shard_to_split(shard_id(0))

@@ -170,7 +170,7 @@ mod tests {
             sequence_number: number(*n),
             partition_key: "k".to_owned(),
             arrival_millis: 0,
-            data: vec![b'x'; 10],
+            data: vec![b'x'; 10].into(),
         };
         let permit = budget
             .acquire(numbers.len() * 10)

@@ -337,7 +337,7 @@ impl World {
             sequence_number: number(n),
             partition_key: "k".to_owned(),
             arrival_millis: 0,
-            data: format!(r#"{{"id":{n}}}"#).into_bytes(),
+            data: format!(r#"{{"id":{n}}}"#).into(),
         };
         let child = ChildShard {
             id: shard(9),
@@ -449,7 +449,7 @@ async fn the_same_bytes_and_token_until_it_works_and_errors_first() {
     // The error table is missing at first, then the server is too busy for the rows twice.
     world.clickhouse.codes.lock().extend([60, 60]);
     let mut page = world.page(0, 1..=3, false);
-    page.records[1].data = b"{".to_vec();
+    page.records[1].data = b"{".as_slice().into();
     world.lane.on_page(&shard(0), page);
     world
         .until("a fault is shown", |world| {

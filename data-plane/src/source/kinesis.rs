@@ -20,6 +20,8 @@ mod client;
 mod failure;
 mod gap;
 mod poll;
+mod scan;
+mod tap;
 mod throttle;
 
 use std::{
@@ -46,7 +48,7 @@ use tokio_util::sync::CancellationToken;
 pub use self::client::Client;
 pub use self::throttle::Limits;
 use self::{
-    client::Origin,
+    client::{Answer, Origin},
     failure::{Failure, Kind},
     poll::{Action, Machine},
 };
@@ -137,6 +139,9 @@ pub struct Counters {
     pub failures: AtomicU64,
     /// Records that came a second time and were dropped.
     pub duplicates: AtomicU64,
+    /// Answers of GetRecords that the SDK had to read, which is slow: those that name child shards, and what Kinesis was
+    /// never seen to send.
+    pub read_by_sdk: AtomicU64,
 }
 
 impl Counters {
@@ -279,7 +284,10 @@ impl Reader {
         Counters::add(&self.counters.calls, 1);
         let reply = bounded(self.client.records(&self.stream_arn, iterator, limit)).await;
         let outcome = match reply {
-            Ok(reply) => self.machine.on_records(started, Instant::now(), reply)?,
+            Ok(Answer { reply, by_sdk }) => {
+                Counters::add(&self.counters.read_by_sdk, u64::from(by_sdk));
+                self.machine.on_records(started, Instant::now(), reply)?
+            }
             Err(failure) => Err(failure),
         };
         match outcome {

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use bytes::Bytes;
 use jiff::Timestamp;
 use millrace_common::ids::{SequenceNumber, ShardId};
 
@@ -19,8 +20,8 @@ pub struct Record {
     pub partition_key: String,
     /// When Kinesis took it, in milliseconds since the epoch; 0 where Kinesis did not say.
     pub arrival_millis: i64,
-    /// Its payload.
-    pub data: Vec<u8>,
+    /// Its payload: a slice of what its page was read from.
+    pub data: Bytes,
 }
 
 impl Record {

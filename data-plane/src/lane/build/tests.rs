@@ -80,7 +80,7 @@ fn record(shard: u8, n: usize) -> Record {
         sequence_number: number(n),
         partition_key: format!("key-{n}"),
         arrival_millis: 1_700_000_000_000 + n as i64,
-        data: data.into_bytes(),
+        data: data.into(),
     }
 }
 

@@ -128,7 +128,7 @@ mod tests {
             sequence_number: number(text),
             partition_key: "k".to_owned(),
             arrival_millis: 0,
-            data: Vec::new(),
+            data: bytes::Bytes::new(),
         };
         numbers.iter().map(record).collect()
     }

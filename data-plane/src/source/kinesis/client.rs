@@ -16,7 +16,12 @@ use millrace_common::{
 
 use tokio::{sync::Mutex, time::Instant};
 
-use super::{failure::Failure, gap::SHORTEST_RETENTION, poll::CreatedStream};
+use super::{
+    failure::Failure,
+    gap::SHORTEST_RETENTION,
+    poll::CreatedStream,
+    tap::{self, Tap, tapped},
+};
 use crate::source::Record;
 
 /// A connection to Kinesis with one identity; a cheap clone.
@@ -44,7 +49,7 @@ pub(super) enum Origin {
 }
 
 /// What GetRecords answered; nothing is checked yet but that numbers are numbers.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, PartialEq)]
 pub(super) struct Reply {
     pub(super) records: Vec<Record>,
     pub(super) next_iterator: Option<String>,
@@ -52,8 +57,16 @@ pub(super) struct Reply {
     pub(super) children: Option<Vec<Child>>,
 }
 
+/// What GetRecords answered, and who read it.
+#[derive(Debug)]
+pub(super) struct Answer {
+    pub(super) reply: Reply,
+    /// The SDK had to read it, because our scan does not know all that it says.
+    pub(super) by_sdk: bool,
+}
+
 /// A child shard as Kinesis names it.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub(super) struct Child {
     pub(super) id: String,
     pub(super) parents: Vec<String>,
@@ -68,7 +81,11 @@ impl Client {
             ..access.clone()
         };
         Self {
-            sdk: aws_sdk_kinesis::Client::new(&aws::config(&access).await),
+            sdk: aws_sdk_kinesis::Client::from_conf(
+                aws_sdk_kinesis::config::Builder::from(&aws::config(&access).await)
+                    .http_client(Tap::new(tap::https()))
+                    .build(),
+            ),
             described: Arc::default(),
         }
     }
@@ -103,7 +120,7 @@ impl Client {
             .ok_or_else(|| Failure::malformed(CALL, "an answer without an iterator"))
     }
 
-    pub(super) async fn records(&self, stream_arn: &str, iterator: &str, limit: i32) -> Result<Reply, Failure> {
+    pub(super) async fn records(&self, stream_arn: &str, iterator: &str, limit: i32) -> Result<Answer, Failure> {
         const CALL: &str = "GetRecords";
         let call = self
             .sdk
@@ -111,8 +128,15 @@ impl Client {
             .stream_arn(stream_arn)
             .shard_iterator(iterator)
             .limit(limit);
-        reply(call.send().await.map_err(|error| Failure::of(CALL, &error))?)
-            .map_err(|number| Failure::malformed(CALL, format!("{number:?} is not a sequence number")))
+        // On the heap: it would be held several times over by who waits for it.
+        let (output, taken) = tapped(Box::pin(call.send())).await;
+        let output = output.map_err(|error| Failure::of(CALL, &error))?;
+        if let Some(reply) = taken {
+            return Ok(Answer { reply, by_sdk: false });
+        }
+        let reply =
+            reply(output).map_err(|number| Failure::malformed(CALL, format!("{number:?} is not a sequence number")))?;
+        Ok(Answer { reply, by_sdk: true })
     }
 
     /// What the stream is at some moment after this was asked. Readers of one lane that ask together share one call: there
@@ -160,7 +184,7 @@ fn date_time(time: Timestamp) -> DateTime {
 }
 
 /// The answer in our types, or what should have been a sequence number.
-fn reply(output: GetRecordsOutput) -> Result<Reply, String> {
+pub(super) fn reply(output: GetRecordsOutput) -> Result<Reply, String> {
     let records = output.records.into_iter().map(record).collect::<Result<_, _>>()?;
     let children = output.child_shards.map(|children| {
         children
@@ -179,15 +203,19 @@ fn reply(output: GetRecordsOutput) -> Result<Reply, String> {
     })
 }
 
+/// Milliseconds since the epoch. Kinesis counts in these and writes them as seconds with a fraction, which in binary often
+/// comes out a little low: so the nearest one is meant, not the last one before.
+pub(super) fn millis(time: &DateTime) -> Option<i64> {
+    i64::try_from((time.as_nanos() + 500_000).div_euclid(1_000_000)).ok()
+}
+
 fn record(record: SdkRecord) -> Result<Record, String> {
     let sequence_number: SequenceNumber = record.sequence_number.parse().map_err(|_| record.sequence_number)?;
-    let arrival = record
-        .approximate_arrival_timestamp
-        .and_then(|time| time.to_millis().ok());
+    let arrival = record.approximate_arrival_timestamp.and_then(|time| millis(&time));
     Ok(Record {
         sequence_number,
         partition_key: record.partition_key.unwrap_or_default(),
         arrival_millis: arrival.unwrap_or_default(),
-        data: record.data.into_inner(),
+        data: record.data.into_inner().into(),
     })
 }

@@ -27,7 +27,7 @@ fn reply(numbers: &[u64], millis_behind: i64) -> Reply {
         sequence_number: number(*value),
         partition_key: "key".to_owned(),
         arrival_millis: 0,
-        data: vec![b'x'; 10],
+        data: vec![b'x'; 10].into(),
     };
     Reply {
         records: numbers.iter().map(record).collect(),

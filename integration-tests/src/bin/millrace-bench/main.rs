@@ -1,8 +1,10 @@
 //! Benchmarks: one JSON line per figure, to be read as ratios within one run.
 //!
-//! `decode` and `block` run on one thread, interleaved with what they are compared with, and report medians. `path` runs the
+//! `source`, `decode` and `block` run on one thread, interleaved with what they are compared with, and report medians. `path` runs the
 //! whole of Millrace as processes, from a full emulator to rows acknowledged by ClickHouse, and then gives ClickHouse the same
 //! records as `FORMAT JSONEachRow`. Build with `--release`.
+
+mod source;
 
 use std::{
     hint::black_box,
@@ -54,6 +56,7 @@ const LIMIT: Duration = Duration::from_secs(900);
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
     let options = Options::parse();
+    source::run(options.rounds).await?;
     decode(&options)?;
     if !options.skip_path {
         path(&options).await?;

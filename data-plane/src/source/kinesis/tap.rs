@@ -1,0 +1,117 @@
+//! Takes the records out of an answer of GetRecords before the SDK looks at it.
+//!
+//! The SDK signs, connects, retries, and reads errors and every other answer. Of a GetRecords that succeeds it is given an answer
+//! without records, and the records are handed around it, to the task that asked. An answer that [`scan`] does not know
+//! goes to the SDK as it came.
+
+use std::cell::Cell;
+
+use aws_smithy_http_client::{Builder, ConnectorBuilder, proxy::ProxyConfig, tls};
+use aws_smithy_runtime_api::client::{
+    http::{
+        HttpClient, HttpConnector, HttpConnectorFuture, HttpConnectorSettings, SharedHttpClient, SharedHttpConnector,
+    },
+    orchestrator::{HttpRequest, HttpResponse},
+    result::ConnectorError,
+    runtime_components::RuntimeComponents,
+};
+use aws_smithy_types::{body::SdkBody, byte_stream::ByteStream};
+
+use super::{client::Reply, scan::scan};
+
+/// Names the operation of a request.
+const TARGET: &str = "x-amz-target";
+/// How it ends for the one that is tapped.
+const GET_RECORDS: &str = ".GetRecords";
+/// What the SDK gets to see of an answer that was taken.
+const TAKEN: &str = r#"{"Records":[]}"#;
+
+tokio::task_local! {
+    /// Where the answer of the call that this task makes is put.
+    static ANSWER: Cell<Option<Reply>>;
+}
+
+/// Runs one call with the tap open. Gives what it gave, and the answer if that was taken.
+pub(super) async fn tapped<T>(call: impl Future<Output = T>) -> (T, Option<Reply>) {
+    ANSWER
+        .scope(Cell::new(None), async {
+            let output = call.await;
+            (output, ANSWER.with(Cell::take))
+        })
+        .await
+}
+
+/// The HTTPS client that the SDK makes for itself where it is given none.
+pub(super) fn https() -> SharedHttpClient {
+    Builder::new().build_with_connector_fn(|settings, components| {
+        let provider = tls::Provider::Rustls(tls::rustls_provider::CryptoMode::AwsLc);
+        let mut connector = ConnectorBuilder::default().tls_provider(provider);
+        connector.set_connector_settings(settings.cloned());
+        if let Some(components) = components {
+            connector.set_sleep_impl(components.sleep_impl());
+        }
+        connector.set_proxy_config(Some(ProxyConfig::from_env()));
+        connector.build()
+    })
+}
+
+/// An HTTP client whose answers can be taken.
+#[derive(Debug)]
+pub(super) struct Tap {
+    inner: SharedHttpClient,
+}
+
+impl Tap {
+    pub(super) fn new(inner: SharedHttpClient) -> Self {
+        Self { inner }
+    }
+}
+
+impl HttpClient for Tap {
+    fn http_connector(&self, settings: &HttpConnectorSettings, components: &RuntimeComponents) -> SharedHttpConnector {
+        let inner = self.inner.http_connector(settings, components);
+        SharedHttpConnector::new(Connector { inner })
+    }
+}
+
+#[derive(Debug)]
+struct Connector {
+    inner: SharedHttpConnector,
+}
+
+impl HttpConnector for Connector {
+    fn call(&self, request: HttpRequest) -> HttpConnectorFuture {
+        let wanted = request
+            .headers()
+            .get(TARGET)
+            .is_some_and(|target| target.ends_with(GET_RECORDS));
+        let answer = self.inner.call(request);
+        if !wanted {
+            return answer;
+        }
+        HttpConnectorFuture::new(async move { take(answer.await?).await })
+    }
+}
+
+/// The answer without what was taken from it.
+async fn take(mut response: HttpResponse) -> Result<HttpResponse, ConnectorError> {
+    let asked = ANSWER.try_with(|_| ()).is_ok();
+    if response.status().as_u16() != 200 || !asked {
+        return Ok(response);
+    }
+    let body = ByteStream::new(response.take_body())
+        .collect()
+        .await
+        .map_err(|error| ConnectorError::io(error.into()))?
+        .into_bytes();
+    *response.body_mut() = match scan(&body) {
+        Some(reply) => {
+            ANSWER.with(|answer| answer.set(Some(reply)));
+            // The SDK compares it with the body that it sees.
+            response.headers_mut().remove("content-length");
+            SdkBody::from(TAKEN)
+        }
+        None => SdkBody::from(body),
+    };
+    Ok(response)
+}
