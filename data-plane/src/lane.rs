@@ -5,6 +5,7 @@
 //!                                  ^               |                                    (commit::tracker says when)
 //!                                  '-- left over --'
 //!   open batches of an earlier owner --> replay (read again, build) --check digest--> send -> commit --> Reader
+//!   a batch that ClickHouse refuses  --> split (read again, build halves) --> replace --> send -> commit
 //! ```
 //!
 //! A lane is one task that owns its state; readers, one build at a time, one replay at a time, and the steps of open
@@ -33,6 +34,7 @@ mod read;
 mod recipe;
 mod replay;
 mod shard;
+mod split;
 pub mod spec;
 pub mod status;
 mod work;

@@ -27,7 +27,10 @@ use super::{
     spec::{Assignment, Grant},
     work::Open,
 };
-use crate::{batch::cut::Rules, commit::Target};
+use crate::{
+    batch::cut::Rules,
+    commit::{Known, Target},
+};
 
 impl Lane {
     /// Makes the lane what the order says.
@@ -58,6 +61,7 @@ impl Lane {
                         sink: recipe.sink.clone(),
                         table: recipe.spec.destination.table.clone(),
                         error_table: recipe.spec.destination.error_table.clone(),
+                        known: Known::default(),
                     };
                     self.targets.set(*revision, Arc::new(target));
                     self.recipes.insert(*revision, Arc::new(recipe));

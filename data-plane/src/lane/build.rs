@@ -1,13 +1,13 @@
 //! From records to a batch: decode, encode, digest. Processor work without IO, done off the lane's task.
 //!
-//! Invariant: slices, revision, pipe and batch id decide every byte and the digest. Nothing else goes in: no clock, no
+//! Invariant: slices, revision, terms, pipe and batch id decide every byte and the digest. Nothing else goes in: no clock, no
 //! order of arrival, no state of an earlier batch.
 
 use std::sync::Arc;
 
 use bytes::Bytes;
 use millrace_common::{
-    batch::{Counts, Digest, OpenBatch},
+    batch::{Counts, Digest, OpenBatch, Terms},
     ids::{BatchId, PipeUid, SequenceNumber, ShardId},
     pipe::Compression,
     position::Slice,
@@ -29,6 +29,8 @@ use crate::{
 /// Payload bytes between two looks at the size of the block, which visit every column. A block may be larger than its
 /// bound by what they become.
 const MEASURE_AFTER_BYTES: usize = 64 * 1024;
+/// `error_type` of a record that ClickHouse itself refused.
+const SERVER_REFUSED: &str = "server_refused";
 /// Kinesis knows only the record: which part of it is counted where records are split.
 const WHOLE_RECORD: u64 = 0;
 
@@ -43,6 +45,8 @@ pub(super) struct Job {
     pub rules: Option<Rules>,
     /// Buffers of an earlier batch.
     pub bench: Option<Bench>,
+    /// What else decides over its content.
+    pub terms: Terms,
 }
 
 /// What came of it.
@@ -68,6 +72,8 @@ pub(super) struct Bench {
     rows: Block,
     errors: ErrorBlock,
     native: Vec<u8>,
+    /// Records that are not rows, also those that are in the error table already.
+    rejected: u64,
 }
 
 impl Bench {
@@ -78,10 +84,21 @@ impl Bench {
             rows: Block::new(plan),
             errors: ErrorBlock::new(),
             native: Vec::new(),
+            rejected: 0,
         }
     }
 
-    fn decode(&mut self, stream: &str, shard: &ShardId, record: &Record) {
+    fn clear(&mut self) {
+        self.rows.clear();
+        self.errors.clear();
+        self.rejected = 0;
+    }
+
+    fn take(&mut self, stream: &str, shard: &ShardId, record: &Record, terms: &Terms) {
+        if let Some(words) = &terms.condemned {
+            self.reject(shard, record, SERVER_REFUSED, words, "");
+            return;
+        }
         let meta = RecordMeta {
             partition_key: &record.partition_key,
             arrival_millis: record.arrival_millis,
@@ -91,18 +108,28 @@ impl Bench {
             sub_sequence_number: WHOLE_RECORD,
         };
         if let Err(rejection) = self.decoder.decode(&record.data, &meta, &mut self.rows) {
-            self.errors.push(&Rejected {
-                error_type: rejection.kind.as_str(),
-                message: &rejection.message,
-                field_path: &rejection.field_path,
-                partition_key: &record.partition_key,
-                value: &record.data,
-                arrival_millis: record.arrival_millis,
-                shard,
-                sequence_number: &record.sequence_number,
-                sub_sequence_number: WHOLE_RECORD,
-            });
+            if terms.part {
+                self.rejected += 1;
+            } else {
+                let kind = rejection.kind.as_str();
+                self.reject(shard, record, kind, &rejection.message, &rejection.field_path);
+            }
         }
+    }
+
+    fn reject(&mut self, shard: &ShardId, record: &Record, error_type: &str, message: &str, field_path: &str) {
+        self.rejected += 1;
+        self.errors.push(&Rejected {
+            error_type,
+            message,
+            field_path,
+            partition_key: &record.partition_key,
+            value: &record.data,
+            arrival_millis: record.arrival_millis,
+            shard,
+            sequence_number: &record.sequence_number,
+            sub_sequence_number: WHOLE_RECORD,
+        });
     }
 
     fn encoded_bytes(&self) -> u64 {
@@ -124,6 +151,7 @@ struct Filling {
     permits: Vec<Arc<Permit>>,
     unmeasured_bytes: usize,
     is_full: bool,
+    terms: Terms,
 }
 
 impl Filling {
@@ -135,8 +163,8 @@ impl Filling {
             while !self.is_full
                 && let Some(record) = page.records.next()
             {
-                self.bench
-                    .decode(&self.recipe.spec.source.stream.name, &run.shard, &record);
+                let stream = &self.recipe.spec.source.stream.name;
+                self.bench.take(stream, &run.shard, &record, &self.terms);
                 self.count(record.data.len());
                 to = Some(record.sequence_number);
             }
@@ -152,7 +180,7 @@ impl Filling {
         self.counts.records += 1;
         self.counts.bytes += payload_bytes as u64;
         self.counts.rows = self.bench.rows.rows() as u64;
-        self.counts.rejected_records = self.bench.errors.rows();
+        self.counts.rejected_records = self.bench.rejected;
         self.unmeasured_bytes += payload_bytes;
         let Some(rules) = &self.rules else { return };
         let mut encoded_bytes = 0;
@@ -173,11 +201,11 @@ pub(super) fn build(job: Job) -> Outcome {
         runs,
         rules,
         bench,
+        terms,
     } = job;
     let reusable = bench.filter(|bench| Arc::ptr_eq(&bench.plan, &recipe.plan));
     let mut bench = reusable.unwrap_or_else(|| Bench::new(&recipe.plan));
-    bench.rows.clear();
-    bench.errors.clear();
+    bench.clear();
     let mut filling = Filling {
         recipe,
         rules,
@@ -186,6 +214,7 @@ pub(super) fn build(job: Job) -> Outcome {
         permits: Vec::new(),
         unmeasured_bytes: 0,
         is_full: false,
+        terms,
     };
     let (mut slices, mut left) = (Vec::new(), Vec::new());
     for mut run in runs {
@@ -205,6 +234,7 @@ pub(super) fn build(job: Job) -> Outcome {
         mut bench,
         counts,
         permits,
+        terms,
         ..
     } = filling;
     if slices.is_empty() {
@@ -230,12 +260,13 @@ pub(super) fn build(job: Job) -> Outcome {
         slices,
         counts,
         digest,
+        terms,
     };
     let rows = (counts.rows > 0).then(|| Body {
         columns: Arc::clone(&recipe.columns),
         ..rows
     });
-    let errors = (counts.rejected_records > 0).then(|| Body {
+    let errors = (!bench.errors.is_empty()).then(|| Body {
         columns: errors_table::column_names().into(),
         ..errors
     });

@@ -15,7 +15,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use jiff::Timestamp;
 use millrace_common::{
     aws,
-    batch::Counts,
+    batch::{Counts, Terms},
     ids::SequenceNumber,
     pipe::{Compression, Delivery, MappedColumn, StreamIdentity},
     position::{Position, Slice},
@@ -87,6 +87,8 @@ pub(super) fn spec(delivery: Delivery, clickhouse: &str, columns: Vec<MappedColu
 struct Control {
     asked: Mutex<Vec<(&'static str, Claim)>>,
     answers: Mutex<VecDeque<commit::Error>>,
+    /// What batches were replaced by.
+    parts: Mutex<Vec<Vec<OpenBatch>>>,
 }
 
 impl Control {
@@ -108,6 +110,11 @@ impl Control {
 impl ControlPlane for Control {
     fn prepare<'a>(&'a self, claim: &'a Claim) -> BoxFuture<'a, Result<(), commit::Error>> {
         async move { self.ask("prepare", claim) }.boxed()
+    }
+
+    fn replace<'a>(&'a self, claim: &'a Claim, parts: &'a [OpenBatch]) -> BoxFuture<'a, Result<(), commit::Error>> {
+        self.parts.lock().push(parts.to_vec());
+        async move { self.ask("replace", claim) }.boxed()
     }
 
     fn commit<'a>(&'a self, claim: &'a Claim) -> BoxFuture<'a, Result<(), commit::Error>> {
@@ -610,6 +617,7 @@ async fn a_recorded_batch_holds_its_shards_back_until_it_is_replayed() {
             ..Counts::default()
         },
         digest: [0; 16],
+        terms: Terms::default(),
     };
     world.order(|assignment| assignment.open_batches.push(open.clone()));
     world.until("taken up", |world| world.held().len() == 2).await;
@@ -635,6 +643,7 @@ async fn a_recorded_batch_holds_its_shards_back_until_it_is_replayed() {
         runs,
         rules: None,
         bench: None,
+        terms: Terms::default(),
     };
     let built = build::build(job).built.expect("rows");
     world.lane.on_replayed(Some(Replayed {

@@ -7,7 +7,7 @@ use std::{
 
 use futures::future::BoxFuture;
 use millrace_common::{
-    batch::OpenBatch,
+    batch::{OpenBatch, Terms},
     ids::{BatchId, Revision, ShardId},
     position::Position,
     reason,
@@ -20,9 +20,11 @@ use super::{
     build::{Job, Outcome, build},
     fault::{Fault, Part},
     replay::{Ages, Replayed, replay},
+    split::{Split, split},
+    status::DataGap,
 };
 use crate::commit::{
-    Built, Claim, Prepared, Sent,
+    Built, Claim, Delivery, Prepared, Refused, Sent,
     tracker::{Admission, Step},
 };
 
@@ -37,6 +39,7 @@ enum Stage {
     Away(Option<AbortHandle>),
     Built(Box<Built>),
     Prepared(Prepared),
+    Refused(Box<Refused>),
     Sent(Sent),
 }
 
@@ -68,6 +71,14 @@ impl Open {
         Self::building(batch.revision, froms)
     }
 
+    /// A part of a batch that was refused.
+    fn part(batch: &OpenBatch, revision: Revision) -> Self {
+        Self {
+            revision,
+            ..Self::replay(batch)
+        }
+    }
+
     /// Stops its task.
     pub(super) fn abort(&self) {
         if let Stage::Away(Some(task)) = &self.stage {
@@ -86,7 +97,9 @@ pub(super) struct StepDone {
 #[derive(Debug)]
 enum Ending {
     Prepared(Result<Prepared, String>),
-    Sent(Sent),
+    Sent(Delivery),
+    Replaced(Result<Split, String>),
+    Postponed(Box<Refused>),
     Committed(Result<(), String>),
 }
 
@@ -122,6 +135,7 @@ impl Lane {
             runs,
             rules: Some(rules),
             bench: self.bench.take(),
+            terms: Terms::default(),
         };
         self.build.spawn_blocking(move || build(job));
     }
@@ -204,6 +218,7 @@ impl Lane {
     pub(super) fn begin(&mut self, step: Step) {
         let id = step.batch();
         let Some(open) = self.open.get_mut(&id) else { return };
+        let (revision, patience) = (open.revision, self.context.settings.probe_interval);
         let committer = self.committer.clone();
         let work: BoxFuture<'static, Ending> = match (step, std::mem::replace(&mut open.stage, Stage::Away(None))) {
             (Step::Prepare(_), Stage::Built(built)) => {
@@ -212,6 +227,19 @@ impl Lane {
             }
             (Step::Send(_), Stage::Prepared(prepared)) => {
                 Box::pin(async move { Ending::Sent(committer.send(prepared).await) })
+            }
+            (Step::Replace(_), Stage::Refused(refused)) => {
+                let (pipe, faults, ages) = (self.pipe, self.faults.clone(), self.ages());
+                match self.recipes.get(&revision).map(Arc::clone) {
+                    Some(recipe) => Box::pin(async move {
+                        Ending::Replaced(split(pipe, recipe, *refused, committer, faults, ages).await)
+                    }),
+                    // Its revision cannot be run just now, which is a fault of its own.
+                    None => Box::pin(async move {
+                        tokio::time::sleep(patience).await;
+                        Ending::Postponed(refused)
+                    }),
+                }
             }
             (Step::Commit(_), Stage::Sent(sent)) => {
                 Box::pin(async move { Ending::Committed(committer.commit(sent).await) })
@@ -241,17 +269,65 @@ impl Lane {
         }
         let stage = match ending {
             Ending::Prepared(Ok(prepared)) => Stage::Prepared(prepared),
-            Ending::Sent(sent) => Stage::Sent(sent),
+            Ending::Sent(Delivery::Sent(sent)) => Stage::Sent(sent),
+            Ending::Sent(Delivery::Refused(refused)) => {
+                self.tracker.refused(id);
+                if let Some(open) = self.open.get_mut(&id) {
+                    open.stage = Stage::Refused(Box::new(refused));
+                }
+                return;
+            }
+            Ending::Postponed(refused) => {
+                self.tracker.postponed(id);
+                if let Some(open) = self.open.get_mut(&id) {
+                    open.stage = Stage::Refused(refused);
+                }
+                return;
+            }
+            Ending::Replaced(Ok(Split::Parts(parts))) => return self.replaced(id, parts),
+            Ending::Replaced(Ok(Split::Gone(shard, gap))) => return self.unreadable(id, &shard, gap),
             Ending::Committed(Ok(())) => {
                 self.tracker.done(step);
                 return self.committed(id);
             }
-            Ending::Prepared(Err(why)) | Ending::Committed(Err(why)) => return self.refused(id, &why),
+            Ending::Prepared(Err(why)) | Ending::Replaced(Err(why)) | Ending::Committed(Err(why)) => {
+                return self.refused(id, &why);
+            }
         };
         self.tracker.done(step);
         if let Some(open) = self.open.get_mut(&id) {
             open.stage = stage;
         }
+    }
+
+    /// Smaller batches stand where a refused one stood.
+    fn replaced(&mut self, id: BatchId, parts: Vec<Prepared>) {
+        let Some(old) = self.open.remove(&id) else { return };
+        let mut tracked = Vec::with_capacity(parts.len());
+        for prepared in parts {
+            let batch = prepared.batch();
+            let (part, open) = (batch.id, Open::part(batch, old.revision));
+            let shards: BTreeSet<ShardId> = open.froms.keys().cloned().collect();
+            for shard in &shards {
+                if let Some(shard) = self.shards.get_mut(shard)
+                    && shard.replays.contains(&id)
+                {
+                    shard.replays.insert(part);
+                }
+            }
+            self.open.insert(
+                part,
+                Open {
+                    stage: Stage::Prepared(prepared),
+                    ..open
+                },
+            );
+            tracked.push((part, shards));
+        }
+        for shard in self.shards.values_mut() {
+            shard.replays.remove(&id);
+        }
+        self.tracker.replaced(id, tracked);
     }
 
     fn committed(&mut self, id: BatchId) {
@@ -287,12 +363,7 @@ impl Lane {
         };
         self.replay_of = Some(batch.id);
         let (pipe, faults, batch) = (self.pipe, self.faults.clone(), batch.clone());
-        let known =
-            |(id, shard): (&ShardId, &super::shard::Shard)| Some((id.clone(), shard.progress.complete_until()?));
-        let ages = Ages {
-            clock: self.context.clock.clone(),
-            complete_until: self.shards.iter().filter_map(known).collect(),
-        };
+        let ages = self.ages();
         self.replay
             .spawn(replay(pipe, recipe, batch, faults, ages).in_current_span());
     }
@@ -303,13 +374,7 @@ impl Lane {
             return;
         };
         if let Some((shard, gap)) = gap {
-            // Until the control plane gives the batch up, or a person does, nothing of its shards may move.
-            if let Some(shard) = self.shards.get_mut(&shard) {
-                shard.gap = Some(gap);
-            }
-            self.unreadable = Some(id);
-            self.show_soon(true);
-            return;
+            return self.unreadable(id, &shard, gap);
         }
         let Some(batch) = self.replays.pop_front_if(|batch| batch.id == id) else {
             return;
@@ -326,6 +391,26 @@ impl Lane {
                 }
             }
             Err(message) => self.halt(Fault::permanent(reason::BATCH_DIVERGED, message)),
+        }
+    }
+
+    /// The records of a batch are gone: until the control plane gives it up, or a person does, nothing of its shards may
+    /// move.
+    fn unreadable(&mut self, id: BatchId, shard: &ShardId, gap: DataGap) {
+        if let Some(shard) = self.shards.get_mut(shard) {
+            shard.gap = Some(gap);
+        }
+        self.unreadable = Some(id);
+        self.show_soon(true);
+    }
+
+    /// What is needed to read records again.
+    fn ages(&self) -> Ages {
+        let known =
+            |(id, shard): (&ShardId, &super::shard::Shard)| Some((id.clone(), shard.progress.complete_until()?));
+        Ages {
+            clock: self.context.clock.clone(),
+            complete_until: self.shards.iter().filter_map(known).collect(),
         }
     }
 

@@ -18,7 +18,7 @@ const MESSAGE_BYTES: usize = 2_000;
 /// How long to wait before a destination that a person has to mend is asked again.
 const PROBE: std::time::Duration = std::time::Duration::from_secs(60);
 
-const EXCEPTION_CODE: &str = "x-clickhouse-exception-code";
+pub(super) const EXCEPTION_CODE: &str = "x-clickhouse-exception-code";
 
 /// A block to insert.
 #[derive(Debug, Clone)]
@@ -35,6 +35,8 @@ pub struct Insert<'a> {
     pub token: &'a str,
     /// Name of the attempt in `system.query_log`.
     pub query_id: &'a str,
+    /// The block may belong to any number of partitions.
+    pub any_partitions: bool,
 }
 
 /// A block that is in the table.
@@ -57,6 +59,9 @@ pub struct InsertError {
     pub status: Option<u16>,
     /// What was said.
     pub message: String,
+    /// ClickHouse itself has said it of this attempt, in an answer that it gave to nothing else. Where it is not so, the
+    /// attempt may have been carried out.
+    pub is_certain: bool,
 }
 
 impl InsertError {
@@ -67,6 +72,7 @@ impl InsertError {
             code: None,
             status: None,
             message,
+            is_certain: false,
         }
     }
 
@@ -132,6 +138,9 @@ pub(super) fn url_query(database: &str, insert: &Insert<'_>, optional: Optional)
     query.append_pair("insert_deduplication_token", insert.token);
     query.extend_pairs(SETTINGS);
     query.extend_pairs(optional.settings());
+    if insert.any_partitions {
+        query.append_pair("max_partitions_per_insert_block", "0");
+    }
     if insert.lz4 {
         query.append_pair("decompress", "1");
     }
@@ -150,6 +159,7 @@ fn statement(database: &str, insert: &Insert<'_>) -> Result<String, InsertError>
             code: None,
             status: None,
             message,
+            is_certain: false,
         });
     }
     Ok(format!(
@@ -197,7 +207,8 @@ fn code_of(answer: &Answer) -> Option<u32> {
         .filter(|code| *code != 0)
 }
 
-fn refusal(answer: &Answer) -> InsertError {
+/// What an answer says that is not an acknowledgement.
+pub(super) fn refusal(answer: &Answer) -> InsertError {
     let (status, code, text) = (answer.status.as_u16(), code_of(answer), text(&answer.body));
     let class = match code {
         // A code that is not in the table, and a success with a body that has no business there: not an
@@ -217,6 +228,8 @@ fn refusal(answer: &Answer) -> InsertError {
         code,
         status: Some(status),
         message,
+        // An exception behind the head of a success came late: who knows what went before.
+        is_certain: code.is_some() && status != 200,
     }
 }
 
@@ -329,6 +342,7 @@ mod tests {
             lz4: true,
             token: "01J&insert_deduplicate=0",
             query_id: "q",
+            any_partitions: false,
         };
         let query = url_query("my db", &insert, Optional::default()).unwrap();
         let pairs: Vec<(String, String)> = url::form_urlencoded::parse(query.as_bytes()).into_owned().collect();
@@ -374,6 +388,7 @@ mod tests {
             lz4: false,
             token: "x",
             query_id: "q",
+            any_partitions: false,
         };
         assert_eq!(
             url_query("d", &insert, Optional::default()).unwrap_err().class,
