@@ -267,18 +267,18 @@ async fn a_batch_that_a_dead_worker_may_have_inserted_is_not_made_smaller() -> a
     bed.check(&[]).await
 }
 
-/// A document that is JSON for everybody but for ClickHouse, which wants each path once.
+/// A document with a path of another type than the column wants: code 117, as for a block that does not fit the table.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_broken_document_for_a_json_column_goes_to_the_error_table_alone() -> anyhow::Result<()> {
     let columns = [
         ("id", "UInt64"),
-        ("doc", "JSON"),
+        ("doc", "JSON(a UInt32)"),
         ("part", "UInt8"),
         ("_sequence_number", "String"),
     ];
     let bed = Bed::with("part", 1, &columns).await?;
     bed.put_documents(|id| match is_poison(id) {
-        true => r#"{"a":{"b":1},"a.b":2}"#.to_owned(),
+        true => r#"{"a":"none"}"#.to_owned(),
         false => format!("{{\"a\":{id}}}"),
     })?;
     bed.wait().await?;
