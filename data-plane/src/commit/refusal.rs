@@ -190,9 +190,10 @@ mod tests {
         is_steady: true,
     };
 
-    fn named(table: Definition) -> Definition {
-        let fingerprint = "f".to_owned();
-        Definition { fingerprint, ..table }
+    /// A table with the fingerprint that was recorded.
+    fn named(mut table: Definition) -> Definition {
+        "f".clone_into(&mut table.fingerprint);
+        table
     }
 
     fn error(class: Class, code: Option<u32>) -> InsertError {
@@ -258,14 +259,10 @@ mod tests {
     fn what_may_have_been_applied_is_never_replaced() {
         let table = named(PLAIN);
         let check = error(Class::Poison, Some(469));
-        let uncertain = InsertError {
-            is_certain: false,
-            ..check.clone()
-        };
-        let in_a_view = InsertError {
-            message: "Violated constraint: while pushing to view d.v".to_owned(),
-            ..check.clone()
-        };
+        let mut uncertain = error(Class::Poison, Some(469));
+        uncertain.is_certain = false;
+        let mut in_a_view = error(Class::Poison, Some(469));
+        "Violated constraint: while pushing to view d.v".clone_into(&mut in_a_view.message);
         for doubtful in [
             error(Class::Retry, None),
             error(Class::Retry, Some(209)),
