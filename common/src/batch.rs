@@ -24,6 +24,21 @@ pub struct OpenBatch {
     pub counts: Counts,
     /// What its blocks must hash to.
     pub digest: Digest,
+    /// What else decides how it is built and what may be done with it.
+    pub terms: Terms,
+}
+
+/// What else there is to know of a batch: recorded with it, so that every owner builds the same and judges the same.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Terms {
+    /// Fingerprint of the table's definition, taken before the batch was recorded; empty if it could not be read.
+    pub table: String,
+    /// It is a part of a batch that ClickHouse had refused: its malformed records are in the error table already, under
+    /// the token of that batch.
+    pub part: bool,
+    /// Its one record is refused by ClickHouse, with these words: it goes to the error table.
+    pub condemned: Option<String>,
 }
 
 /// What a batch covers, in numbers.

@@ -10,6 +10,7 @@
 //! - A checkpoint only moves forward, and only over the oldest open batch of its shard.
 //! - Who does not hold the current epoch of a shard changes nothing of it.
 //! - All shards of an open batch can be granted to one worker only.
+//! - A batch is replaced only by batches that tile its slices exactly, in its place among the batches of its shards.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -26,6 +27,7 @@ mod late;
 mod lineage;
 pub mod memory;
 mod refusal;
+mod replace;
 mod reset;
 
 #[cfg(test)]
@@ -40,6 +42,7 @@ pub use grants::{grant, release};
 pub use late::{Late, Open, Window, late};
 pub use lineage::{Added, Finished, add, finish};
 pub use refusal::Refusal;
+pub use replace::{Known, MAX_PARTS, Replace, Replaced, replace};
 pub use reset::{Move, Plan, Reset, Target, reset};
 
 /// Open batches that a shard may have. A lane keeps a small fixed number open, so one that reaches this is broken; and

@@ -3,6 +3,9 @@
 //! ```text
 //!   Built --- prepare ---> Prepared --- send ---> Sent --- commit ---> (gone)
 //!          control plane              ClickHouse       control plane
+//!                             |
+//!                             '-- Refused --- replace ---> smaller ones, Prepared
+//!                                           control plane
 //! ```
 //!
 //! [`tracker`] decides the order, without IO. Each arrow is one function that takes the value on its left and alone makes
@@ -13,7 +16,11 @@ mod committer;
 mod control;
 mod line;
 mod patience;
+mod refusal;
 pub mod tracker;
 
-pub use committer::{Body, Built, Claim, Committer, Diverged, Prepared, Sent, Target, Targets};
+pub use committer::{
+    Body, Built, Claim, Committer, Delivery, Diverged, Known, Prepared, Refused, Sent, Target, Targets,
+};
 pub use control::{ControlPlane, Error, GrpcControlPlane};
+pub use refusal::Cause;

@@ -5,6 +5,7 @@
 //!                                  ^               |                                    (commit::tracker says when)
 //!                                  '-- left over --'
 //!   open batches of an earlier owner --> replay (read again, build) --check digest--> send -> commit --> Reader
+//!   a batch that ClickHouse refuses  --> split (read again, build halves) --> replace --> send -> commit
 //! ```
 //!
 //! A lane is one task that owns its state; readers, one build at a time, one replay at a time, and the steps of open
@@ -36,12 +37,13 @@ mod read;
 mod recipe;
 mod replay;
 mod shard;
+mod split;
 pub mod spec;
 pub mod status;
 mod work;
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     sync::Arc,
     time::Duration,
 };
@@ -171,10 +173,10 @@ struct Lane {
     replay: JoinSet<Replayed>,
     /// The batch that is being rebuilt.
     replay_of: Option<BatchId>,
-    /// A batch that cannot be rebuilt, because its records are gone. Nothing is rebuilt behind it.
-    unreadable: Option<BatchId>,
-    /// Set for good when going on could lose or double rows.
-    halted: bool,
+    /// Batches that cannot be rebuilt, because their records are gone. Nothing of their shards is rebuilt behind them.
+    unreadable: BTreeSet<BatchId>,
+    /// The batch because of which going on could lose or double rows: nothing moves until it is given up.
+    halted: Option<BatchId>,
 
     show: Show,
 }
@@ -217,8 +219,8 @@ impl Lane {
             replays: VecDeque::new(),
             replay: JoinSet::new(),
             replay_of: None,
-            unreadable: None,
-            halted: false,
+            unreadable: BTreeSet::new(),
+            halted: None,
             show: Show::default(),
         }
     }

@@ -108,6 +108,7 @@ pub async fn insert(
         lz4: false,
         token,
         query_id: &query_id,
+        any_partitions: false,
     })
     .await
 }

@@ -43,6 +43,7 @@ async fn plain_and_compressed_blocks_arrive() -> Result<()> {
         lz4: true,
         token: "lz4",
         query_id: "a-query-of-ours",
+        any_partitions: false,
     };
     ensure!(bed.sink.insert(insert).await?.written_rows == 100_000);
     ensure!(
@@ -136,6 +137,7 @@ async fn every_insert_states_its_settings() -> Result<()> {
         lz4: false,
         token: "a-token",
         query_id: &query_id,
+        any_partitions: false,
     };
     bed.sink.insert(insert).await?;
     bed.one("SYSTEM FLUSH LOGS").await?;

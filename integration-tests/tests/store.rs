@@ -23,6 +23,8 @@ mod pipes;
 mod positions;
 #[path = "store/protocol.rs"]
 mod protocol;
+#[path = "store/replace.rs"]
+mod replace;
 
 /// Makes a test per database out of each function that takes a [`bed::Database`].
 macro_rules! on_every_database {
@@ -70,6 +72,7 @@ on_every_database!(
     protocol::at_least_once_moves_the_checkpoint_alone,
     protocol::committed_batches_are_remembered_for_a_while,
     protocol::a_wide_batch_goes_through,
+    replace::parts_stand_where_the_batch_stood,
     concurrent::one_of_many_grants_wins,
     concurrent::many_workers_keep_the_slices_apart,
     concurrent::creating_and_deleting_meet_working_lanes,

@@ -48,6 +48,7 @@ fn prepare(worker: &Worker, pipe: &StoredPipe, batch: BatchId, slices: Vec<v1::S
             rows: 10,
             rejected_records: 1,
             digest: vec![9; 16],
+            ..Default::default()
         }),
         records: 11,
         bytes: 1100,

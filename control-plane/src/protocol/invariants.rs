@@ -10,6 +10,7 @@
 //! | I5 at least once | a checkpoint passes a record only after it has landed |
 //! | I6 fence | who does not hold the current epoch changes nothing |
 //! | I7 no gap | a checkpoint is where the committed slices end; children wait for their parents |
+//! | I8 frontier | the frontier of a shard never goes back, whatever is replaced: nothing is accepted twice |
 //!
 //! I1 to I3, I5 and I7 give at least once; I1, I4 and I6 at most once.
 
@@ -62,6 +63,8 @@ pub const AT_LEAST_ONCE: &str = "I5 at least once";
 pub const FENCE: &str = "I6 fence";
 /// I7.
 pub const NO_GAP: &str = "I7 no gap";
+/// I8.
+pub const FRONTIER: &str = "I8 frontier";
 
 /// I1: the accepted slices of a shard tile it from its start, and the open ones are the last of them, in order.
 ///
@@ -287,6 +290,23 @@ pub fn forward(before: &Memory, after: &Memory) -> Result<(), Broken> {
             }
         });
         check(forward, NO_GAP, format_args!("{id} went back"))?;
+    }
+    frontier(before, after)
+}
+
+/// I8: no frontier goes back.
+///
+/// # Errors
+/// The shard of which it does.
+fn frontier(before: &Memory, after: &Memory) -> Result<(), Broken> {
+    for id in before.ledger.shards.keys() {
+        let (then, now) = (before.ledger.frontier(id), after.ledger.frontier(id));
+        let number = |position: &Option<Position>| position.as_ref().and_then(|at| at.sequence_number().cloned());
+        check(
+            number(&then) <= number(&now),
+            FRONTIER,
+            format_args!("the frontier of {id} went back from {then:?} to {now:?}"),
+        )?;
     }
     Ok(())
 }

@@ -4,7 +4,7 @@
 use std::fmt::Write as _;
 
 use millrace_common::{
-    batch::{Counts, OpenBatch},
+    batch::{Counts, OpenBatch, Terms},
     ids::{BatchId, Epoch, Incarnation, Revision, ShardId, WorkerInstance},
     position::{Position, Slice},
 };
@@ -106,6 +106,7 @@ fn batch(from: u64, to: u64) -> OpenBatch {
             bytes: 1,
         },
         digest: [0; 16],
+        terms: Terms::default(),
     }
 }
 

@@ -11,7 +11,12 @@ use millrace_common::{
     position::Slice,
 };
 
-use super::{Advance, Commit, Ledger, NewShard, OpenSlice, Prepare, Refusal, Shard, ShardPhase};
+use super::{
+    Advance, Commit, Known, Ledger, NewShard, OpenSlice, Prepare, Refusal, Replace, Replaced, Shard, ShardPhase,
+};
+
+/// Added to ordinals that have moved already; no history here is so long.
+const MOVED: u64 = 1 << 32;
 
 /// Shards with the epochs that somebody claims, believes or was given.
 pub type Claims = Vec<(ShardId, Epoch)>;
@@ -108,6 +113,78 @@ impl Memory {
             accepted.push((batch.id, slice.clone()));
         }
         self.contents.insert(batch.id, batch.clone());
+    }
+
+    /// Replaces an open batch. Whether something changed.
+    ///
+    /// # Errors
+    /// Those of [`replace`](super::replace).
+    pub fn replace(
+        &mut self,
+        worker: &WorkerInstance,
+        id: BatchId,
+        parts: &[OpenBatch],
+        claims: &Claims,
+    ) -> Result<bool, Refusal> {
+        let known = Known {
+            old: self.batches.get(&id),
+            open: &self.batches,
+            committed: &self.committed,
+        };
+        match super::replace(&self.ledger, known, worker, id, parts, claims)? {
+            Replace::Already => Ok(false),
+            Replace::Store(replaced) => {
+                self.put_in_place(id, parts, &replaced);
+                Ok(true)
+            }
+        }
+    }
+
+    /// Puts parts in the place of an open batch, whatever they are.
+    pub fn put_in_place(&mut self, id: BatchId, parts: &[OpenBatch], replaced: &Replaced) {
+        for queue in self.ledger.slices.values_mut() {
+            queue.retain(|open| open.batch != id);
+        }
+        for (shard, from, to) in &replaced.moved {
+            let queue = self.ledger.slices.get_mut(shard);
+            let slice = queue.and_then(|queue| queue.iter_mut().find(|open| open.ordinal == *from));
+            if let Some(slice) = slice {
+                // Marked, so that no slice is taken for one that has moved; unmarked below.
+                slice.ordinal = *to + MOVED;
+            }
+        }
+        for queue in self.ledger.slices.values_mut() {
+            for slice in queue.iter_mut().filter(|slice| slice.ordinal > MOVED) {
+                slice.ordinal -= MOVED;
+            }
+        }
+        let mut places: BTreeMap<ShardId, usize> = BTreeMap::new();
+        for (shard, accepted) in &mut self.accepted {
+            if let Some(place) = accepted.iter().position(|(batch, _)| *batch == id) {
+                accepted.remove(place);
+                places.insert(shard.clone(), place);
+            }
+        }
+        for (part, ordinals) in parts.iter().zip(&replaced.ordinals) {
+            for (slice, ordinal) in part.slices.iter().zip(ordinals) {
+                let open = OpenSlice {
+                    ordinal: *ordinal,
+                    batch: part.id,
+                    slice: slice.clone(),
+                };
+                self.ledger.slices.entry(slice.shard.clone()).or_default().push(open);
+                let accepted = self.accepted.entry(slice.shard.clone()).or_default();
+                let place = places.entry(slice.shard.clone()).or_insert(accepted.len());
+                accepted.insert(*place, (part.id, slice.clone()));
+                *place += 1;
+            }
+            self.batches.insert(part.id, part.clone());
+            self.contents.insert(part.id, part.clone());
+        }
+        for queue in self.ledger.slices.values_mut() {
+            queue.sort_by_key(|open| open.ordinal);
+        }
+        self.batches.remove(&id);
     }
 
     /// Commits a batch. Whether something changed.

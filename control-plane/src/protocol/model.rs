@@ -9,7 +9,10 @@ use super::{
     memory::{Claims, Memory},
     *,
 };
-use millrace_common::ids::{Incarnation, Revision};
+use millrace_common::{
+    batch::Terms,
+    ids::{Incarnation, Revision, SequenceNumber},
+};
 
 /// What is sent to the control plane. Any of it may arrive again at any later time.
 #[derive(Debug, Clone)]
@@ -27,6 +30,12 @@ enum Message {
     Unprepared {
         worker: usize,
         batch: OpenBatch,
+        claims: Claims,
+    },
+    Replace {
+        worker: usize,
+        id: BatchId,
+        parts: Vec<OpenBatch>,
         claims: Claims,
     },
     Grant {
@@ -60,6 +69,12 @@ enum Action {
     Commit { worker: usize, pick: prop::sample::Index },
     /// A worker commits without having prepared.
     Unprepared { worker: usize, shards: usize, length: u64 },
+    /// A worker replaces any batch there ever was by two parts, or, `swapped`, tries to in the wrong order.
+    Replace {
+        worker: usize,
+        pick: prop::sample::Index,
+        swapped: bool,
+    },
     /// A worker finishes a shard.
     Finish { worker: usize, shard: usize },
     /// Any earlier message arrives again.
@@ -175,6 +190,21 @@ impl History {
                     claims,
                 }
             }
+            Action::Replace { worker, pick, swapped } => {
+                let ids: Vec<_> = self.database.contents.keys().copied().collect();
+                let id = *ids.get(pick.index(ids.len().max(1)))?;
+                let mut parts = parts(&self.database.contents[&id]);
+                if swapped {
+                    parts.reverse();
+                }
+                let claims = self.claims(worker, 7);
+                Message::Replace {
+                    worker,
+                    id,
+                    parts,
+                    claims,
+                }
+            }
             Action::Finish { worker, shard } => {
                 let shard = shard_id(shard);
                 let epoch = *self.beliefs[worker].get(&shard)?;
@@ -231,6 +261,7 @@ impl History {
             slices,
             counts,
             digest: [7; 16],
+            terms: Terms::default(),
         })
     }
 
@@ -257,7 +288,9 @@ impl History {
             Message::Prepare { worker, claims, batch } | Message::Unprepared { worker, claims, batch } => {
                 (worker, claims, &batch.slices)
             }
-            Message::Commit { worker, claims, id } => (worker, claims, &before.contents[id].slices),
+            Message::Commit { worker, claims, id } | Message::Replace { worker, claims, id, .. } => {
+                (worker, claims, &before.contents[id].slices)
+            }
             Message::Release { given: claims } | Message::Grant { wanted: claims, .. } => {
                 return invariants::fence_lease(before, &self.database, claims);
             }
@@ -285,6 +318,21 @@ impl History {
                 assert!(!changed || !used, "a batch id was accepted twice");
                 Ok(changed)
             }
+            Message::Replace {
+                worker,
+                id,
+                parts,
+                claims,
+            } => {
+                let frontiers = |database: &Memory| -> Vec<_> {
+                    let shards = database.ledger.shards.keys();
+                    shards.map(|id| database.ledger.frontier(id)).collect()
+                };
+                let before = frontiers(database);
+                let changed = database.replace(&self.workers[*worker], *id, parts, claims)?;
+                assert_eq!(frontiers(database), before, "a replacement moved a frontier");
+                Ok(changed)
+            }
             Message::Commit { worker, id, claims } => database.commit(&self.workers[*worker], *id, claims),
             Message::Grant { worker, wanted } => {
                 let granted = database.grant(wanted, &self.workers[*worker])?;
@@ -307,6 +355,31 @@ impl History {
     }
 }
 
+/// Two parts of a batch, cut in its first slice if there is room, else behind it; or one, if there is nothing to cut.
+fn parts(batch: &OpenBatch) -> Vec<OpenBatch> {
+    let (mut first, mut rest) = (batch.clone(), batch.clone());
+    (first.id, rest.id) = (BatchId::new(), BatchId::new());
+    first.slices.truncate(1);
+    let slice = &batch.slices[0];
+    let from = slice.from_exclusive.sequence_number().map_or("0", |from| from.as_str());
+    let middle: SequenceNumber = (from.parse::<u64>().unwrap() + 1).to_string().parse().unwrap();
+    if middle < slice.to_inclusive {
+        first.slices[0].to_inclusive = middle;
+        rest.slices[0].from_exclusive = first.slices[0].end();
+    } else {
+        rest.slices.remove(0);
+    }
+    if rest.slices.is_empty() {
+        first.terms.condemned = Some("no".to_owned());
+        return vec![first];
+    }
+    for counts in [&mut first.counts, &mut rest.counts] {
+        (counts.rows, counts.records) = (0, 0);
+    }
+    (rest.counts.rows, rest.counts.records) = (batch.counts.rows, batch.counts.records);
+    vec![first, rest]
+}
+
 fn actions() -> impl Strategy<Value = Action> {
     let worker = 0..2_usize;
     let shards = 1..8_usize;
@@ -321,6 +394,8 @@ fn actions() -> impl Strategy<Value = Action> {
         6 => (worker.clone(), pick.clone()).prop_map(|(worker, pick)| Action::Commit { worker, pick }),
         1 => (worker.clone(), shards, 1..4_u64)
             .prop_map(|(worker, shards, length)| Action::Unprepared { worker, shards, length }),
+        2 => (worker.clone(), pick.clone(), prop::bool::weighted(0.2))
+            .prop_map(|(worker, pick, swapped)| Action::Replace { worker, pick, swapped }),
         1 => (worker, 0..3_usize).prop_map(|(worker, shard)| Action::Finish { worker, shard }),
         3 => pick.clone().prop_map(|pick| Action::Again { pick }),
         1 => pick.prop_map(|pick| Action::Tampered { pick }),

@@ -165,6 +165,34 @@ pub enum Refusal {
         /// A shard that is missing in the grant.
         other: ShardId,
     },
+    /// Parts that do not cover just what the batch covers.
+    #[error("batch {batch}: the parts that are to replace it do not tile its slice of {shard}")]
+    NotTiling {
+        /// The batch.
+        batch: BatchId,
+        /// The shard.
+        shard: ShardId,
+    },
+    /// Parts that do not count just the records that the batch counts.
+    #[error("batch {batch}: it has {expected} records, the parts that are to replace it have {found}")]
+    OtherRecords {
+        /// The batch.
+        batch: BatchId,
+        /// Its records.
+        expected: u64,
+        /// Records of the parts.
+        found: u64,
+    },
+    /// A batch cannot be replaced by nothing.
+    #[error("batch {batch}: it is to be replaced by {found} parts, expected 1 to {limit}")]
+    PartCount {
+        /// The batch.
+        batch: BatchId,
+        /// The bound.
+        limit: usize,
+        /// Parts that were given.
+        found: usize,
+    },
     /// What was given as a child of a shard does not name it as its parent.
     #[error("shard {child}: given as a child of {shard}, which is not among its parents")]
     NotAChild {
@@ -198,6 +226,9 @@ impl Refusal {
             Refusal::TooManyOpen { .. } => "TOO_MANY_OPEN",
             Refusal::TooLarge { .. } => "TOO_LARGE",
             Refusal::TornBatch { .. } => "TORN_BATCH",
+            Refusal::NotTiling { .. } => "NOT_TILING",
+            Refusal::OtherRecords { .. } => "OTHER_RECORDS",
+            Refusal::PartCount { .. } => "PART_COUNT",
             Refusal::NotAChild { .. } => "NOT_A_CHILD",
         }
     }

@@ -1,6 +1,9 @@
 //! Each refusal, and each thing that is allowed.
 
-use millrace_common::ids::{Incarnation, Revision};
+use millrace_common::{
+    batch::Terms,
+    ids::{Incarnation, Revision},
+};
 
 use super::*;
 
@@ -40,6 +43,7 @@ fn batch(slices: Vec<Slice>) -> OpenBatch {
         slices,
         counts,
         digest: [0; 16],
+        terms: Terms::default(),
     }
 }
 
@@ -537,4 +541,118 @@ fn codes_are_unique_and_well_formed() {
             .iter()
             .all(|code| code.bytes().all(|b| b.is_ascii_uppercase() || b == b'_'))
     );
+}
+
+/// `old` replaced by `parts`, by a holder under epoch 5.
+fn replaced(old: &OpenBatch, parts: &[OpenBatch], claims: &[(ShardId, Epoch)]) -> Result<Replace, Refusal> {
+    let owner = worker("w");
+    let mut ledger = held(&owner);
+    store(&mut ledger, old, &[2, 2]);
+    let younger = batch(vec![slice("b", after(20), 30)]);
+    store(&mut ledger, &younger, &[3]);
+    let open = BTreeMap::from([(old.id, old.clone()), (younger.id, younger)]);
+    let committed = BTreeSet::new();
+    let known = Known {
+        old: open.get(&old.id),
+        open: &open,
+        committed: &committed,
+    };
+    replace(&ledger, known, &owner, old.id, parts, claims)
+}
+
+fn with_records(slices: Vec<Slice>, records: u64) -> OpenBatch {
+    let mut batch = batch(slices);
+    batch.counts.records = records;
+    batch
+}
+
+#[test]
+fn parts_take_the_place_of_a_batch_and_younger_ones_move() {
+    let old = with_records(vec![slice("a", after(10), 20), slice("b", after(10), 20)], 4);
+    let parts = [
+        with_records(vec![slice("a", after(10), 20), slice("b", after(10), 15)], 3),
+        with_records(vec![slice("b", after(15), 20)], 1),
+    ];
+    let expected = Replaced {
+        ordinals: vec![vec![2, 2], vec![3]],
+        moved: vec![(id("b"), 3, 4)],
+    };
+    assert_eq!(replaced(&old, &parts, &claims(5)), Ok(Replace::Store(expected)));
+    let same = [with_records(old.slices.clone(), 4)];
+    let expected = Replaced {
+        ordinals: vec![vec![2, 2]],
+        moved: Vec::new(),
+    };
+    assert_eq!(replaced(&old, &same, &claims(5)), Ok(Replace::Store(expected)));
+}
+
+#[test]
+fn parts_that_do_not_tile_are_refused() {
+    let old = with_records(vec![slice("a", after(10), 20), slice("b", after(10), 20)], 4);
+    let a = || with_records(vec![slice("a", after(10), 20)], 2);
+    let not_tiling = |shard| {
+        Err(Refusal::NotTiling {
+            batch: old.id,
+            shard: id(shard),
+        })
+    };
+    for (parts, shard) in [
+        (vec![a()], "b"),
+        (vec![a(), with_records(vec![slice("b", after(10), 19)], 2)], "b"),
+        (vec![a(), with_records(vec![slice("b", after(11), 20)], 2)], "b"),
+        (vec![a(), with_records(vec![slice("b", after(10), 30)], 2)], "b"),
+        (
+            vec![
+                with_records(vec![slice("a", after(15), 20)], 1),
+                with_records(vec![slice("a", after(10), 15), slice("b", after(10), 20)], 3),
+            ],
+            "a",
+        ),
+    ] {
+        assert_eq!(replaced(&old, &parts, &claims(5)), not_tiling(shard), "{parts:?}");
+    }
+    let b = with_records(vec![slice("b", after(10), 20)], 3);
+    let expected = Err(Refusal::OtherRecords {
+        batch: old.id,
+        expected: 4,
+        found: 5,
+    });
+    assert_eq!(replaced(&old, &[a(), b], &claims(5)), expected);
+    let expected = Err(Refusal::PartCount {
+        batch: old.id,
+        limit: MAX_PARTS,
+        found: 0,
+    });
+    assert_eq!(replaced(&old, &[], &claims(5)), expected);
+    let b = with_records(vec![slice("b", after(10), 20)], 2);
+    assert!(matches!(
+        replaced(&old, &[a(), b.clone()], &claims(4)),
+        Err(Refusal::StaleEpoch { .. })
+    ));
+    let twice = OpenBatch { id: old.id, ..b };
+    assert_eq!(
+        replaced(&old, &[a(), twice], &claims(5)),
+        Err(Refusal::OtherContent { batch: old.id })
+    );
+}
+
+#[test]
+fn a_replacement_that_repeats_is_known() {
+    let owner = worker("w");
+    let mut ledger = held(&owner);
+    let part = batch(vec![slice("a", after(10), 20)]);
+    store(&mut ledger, &part, &[2]);
+    let open = BTreeMap::from([(part.id, part.clone())]);
+    let committed = BTreeSet::new();
+    let known = Known {
+        old: None,
+        open: &open,
+        committed: &committed,
+    };
+    let old = BatchId::new();
+    let again = |parts: &[OpenBatch]| replace(&ledger, known, &owner, old, parts, &claims(5));
+    assert_eq!(again(std::slice::from_ref(&part)), Ok(Replace::Already));
+    let mut other = part;
+    other.digest[0] ^= 1;
+    assert_eq!(again(&[other]), Err(Refusal::UnknownBatch { batch: old }));
 }

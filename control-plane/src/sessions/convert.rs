@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, fmt::Display, str::FromStr, time::Duration};
 
 use jiff::Timestamp;
 use millrace_common::{
-    batch::{Counts, OpenBatch},
+    batch::{Counts, OpenBatch, Terms},
     error::ApiError,
     gap::DataGap,
     ids::{BatchId, Epoch, Generation, PipeUid, Revision, SequenceNumber, ShardId, WorkerInstance},
@@ -25,6 +25,10 @@ const MAX_REASON: usize = 63;
 const MAX_MESSAGE: usize = 2000;
 /// Longest program version that is kept.
 const MAX_VERSION: usize = 100;
+/// Longest fingerprint of a table's definition.
+const MAX_DEFINITION: usize = 200;
+/// Longest words of ClickHouse that a record is condemned with.
+const MAX_CONDEMNED: usize = 8000;
 /// Children of one shard in a report: Kinesis splits into two.
 const MAX_CHILDREN: usize = 16;
 
@@ -38,6 +42,21 @@ pub struct Prepare {
     /// The batch.
     pub batch: OpenBatch,
     /// The epochs that the caller holds its shards under.
+    pub epochs: Vec<(ShardId, Epoch)>,
+}
+
+/// A batch to replace.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Replace {
+    /// Who.
+    pub worker: WorkerInstance,
+    /// The pipe.
+    pub pipe: PipeUid,
+    /// The batch.
+    pub batch: BatchId,
+    /// What takes its place.
+    pub parts: Vec<OpenBatch>,
+    /// The epochs that the caller holds their shards under.
     pub epochs: Vec<(ShardId, Epoch)>,
 }
 
@@ -209,25 +228,70 @@ fn lane_fault(message: v1::LaneFault, path: &str) -> Result<LaneFault, ApiError>
 /// # Errors
 /// INVALID_ARGUMENT with the field at fault.
 pub fn prepare(request: v1::PrepareBatchRequest) -> Result<Prepare, ApiError> {
-    let batch = request.batch.ok_or_else(|| invalid("batch", "", "must be set"))?;
-    let (slices, epochs) = slices(batch.slices, "batch.slices")?;
-    let digest = batch.digest.as_slice().try_into();
+    let mut batch = request.batch.ok_or_else(|| invalid("batch", "", "must be set"))?;
+    (batch.records, batch.bytes) = (request.records, request.bytes);
+    let (batch, epochs) = open(batch, "batch")?;
     Ok(Prepare {
         worker: worker(request.worker, "worker")?,
         pipe: parse(&request.pipe_uid, "", "pipe_uid")?,
-        batch: OpenBatch {
-            id: parse(&batch.batch_id, "batch", "batch_id")?,
-            revision: Revision(batch.revision),
-            slices,
-            counts: Counts {
-                rows: batch.rows,
-                rejected_records: batch.rejected_records,
-                records: request.records,
-                bytes: request.bytes,
-            },
-            digest: digest.map_err(|_| invalid("batch", "digest", "must be 16 bytes"))?,
-        },
+        batch,
         epochs,
+    })
+}
+
+fn open(batch: v1::OpenBatch, path: &str) -> Result<(OpenBatch, Vec<(ShardId, Epoch)>), ApiError> {
+    let (slices, epochs) = slices(batch.slices, &format!("{path}.slices"))?;
+    let digest = batch.digest.as_slice().try_into();
+    let open = OpenBatch {
+        id: parse(&batch.batch_id, path, "batch_id")?,
+        revision: Revision(batch.revision),
+        slices,
+        counts: Counts {
+            rows: batch.rows,
+            rejected_records: batch.rejected_records,
+            records: batch.records,
+            bytes: batch.bytes,
+        },
+        digest: digest.map_err(|_| invalid(path, "digest", "must be 16 bytes"))?,
+        terms: Terms {
+            table: within(batch.table_definition, MAX_DEFINITION, path, "table_definition")?,
+            part: batch.part,
+            condemned: Some(within(batch.condemned, MAX_CONDEMNED, path, "condemned")?)
+                .filter(|words| !words.is_empty()),
+        },
+    };
+    Ok((open, epochs))
+}
+
+/// A text of the worker's own making, which is not cut because it decides what is built.
+fn within(text: String, limit: usize, path: &str, field: &str) -> Result<String, ApiError> {
+    if text.len() > limit {
+        return Err(invalid(path, field, format!("at most {limit} bytes")));
+    }
+    Ok(text)
+}
+
+/// Reads a ReplaceBatch request.
+///
+/// # Errors
+/// INVALID_ARGUMENT with the field at fault.
+pub fn replace(request: v1::ReplaceBatchRequest) -> Result<Replace, ApiError> {
+    let (mut parts, mut epochs) = (Vec::with_capacity(request.parts.len()), BTreeMap::new());
+    for (n, part) in request.parts.into_iter().enumerate() {
+        let (part, of_part) = open(part, &format!("parts[{n}]"))?;
+        parts.push(part);
+        for (shard, epoch) in of_part {
+            // A shard is held under one epoch; the least that is claimed is the one that counts.
+            let least = epochs.entry(shard).or_insert(epoch);
+            *least = (*least).min(epoch);
+        }
+    }
+    Ok(Replace {
+        worker: worker(request.worker, "worker")?,
+        pipe: parse(&request.pipe_uid, "", "pipe_uid")?,
+        batch: parse(&request.batch_id, "", "batch_id")?,
+        parts,
+        epochs: epochs.into_iter().collect(),
     })
 }
 

@@ -138,6 +138,24 @@ impl WorkerService for Service {
         fail_point!("control.commit.answer", Status::unavailable("fail point"));
         Ok(Response::new(v1::CommitBatchResponse {}))
     }
+
+    async fn replace_batch(
+        &self,
+        request: Request<v1::ReplaceBatchRequest>,
+    ) -> Result<Response<v1::ReplaceBatchResponse>, Status> {
+        let convert::Replace {
+            worker,
+            pipe,
+            batch,
+            parts,
+            epochs,
+        } = convert::replace(request.into_inner())?;
+        self.store
+            .replace(pipe, &worker, batch, &parts, &epochs)
+            .await
+            .map_err(refusal)?;
+        Ok(Response::new(v1::ReplaceBatchResponse {}))
+    }
 }
 
 /// What a worker is told when the store did not do it: a refusal stands, everything else is worth another try.

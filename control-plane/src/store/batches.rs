@@ -1,6 +1,9 @@
-//! Prepare and commit.
+//! Prepare, replace and commit.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use millrace_common::{
     batch::{Counts, OpenBatch},
@@ -16,7 +19,7 @@ use sea_orm::{
 
 use super::{
     Effective, Error, Store,
-    convert::{from_json, from_number, to_json, to_number},
+    convert::{from_json, from_number, from_text, to_json, to_number},
     entity::{batch, committed, pipe, revision, shard, slice, totals},
     events::append,
     ledger::{Scope, assemble, ledger, load_shards, load_slices},
@@ -25,7 +28,7 @@ use super::{
 };
 use crate::{
     events::{NewEvent, Severity, kind},
-    protocol::{self, Advance, Commit, Late, Ledger, Prepare, Refusal},
+    protocol::{self, Advance, Commit, Known, Late, Ledger, Prepare, Refusal, Replace},
 };
 
 /// Committed batches that are remembered per shard, so that a commit that repeats is known as one. A commit repeats
@@ -64,6 +67,52 @@ impl Store {
         })
     }
 
+    /// Replaces an open batch, of which nothing was ever applied, by batches that tile its slices. Repeating is a no-op.
+    ///
+    /// # Errors
+    /// [`Error::PipeNotFound`], [`Error::Refused`] if an epoch is not current, the batch is not open, or the parts do not tile
+    /// it; or the database's.
+    pub async fn replace(
+        &self,
+        uid: PipeUid,
+        worker: &WorkerInstance,
+        batch: BatchId,
+        parts: &[OpenBatch],
+        epochs: &[(ShardId, Epoch)],
+    ) -> Result<(), Error> {
+        let (id, now) = (uid.to_string(), self.now_millis());
+        protocol::check_size(epochs.len())?;
+        for part in parts {
+            protocol::check_size(part.slices.len())?;
+        }
+        let shards: Vec<&ShardId> = epochs.iter().map(|(shard, _)| shard).collect();
+        write!(self, |transaction| {
+            for part in parts {
+                check_revision(&transaction, uid, part.revision).await?;
+            }
+            let Rows { ledger, open, .. } = read(&transaction, &id, &shards, batch).await?;
+            let (same, committed) = known(&transaction, &id, parts).await?;
+            let known = Known {
+                old: open.as_ref(),
+                open: &same,
+                committed: &committed,
+            };
+            match protocol::replace(&ledger, known, worker, batch, parts, epochs)? {
+                Replace::Already => Ok(()),
+                Replace::Store(replaced) => {
+                    let slices = open.map_or(0, |open| open.slices.len());
+                    remove(&transaction, &id, batch, slices).await?;
+                    move_slices(&transaction, &id, &replaced.moved).await?;
+                    for (part, ordinals) in parts.iter().zip(&replaced.ordinals) {
+                        insert_batch(&transaction, &id, part, ordinals, now).await?;
+                    }
+                    fail_point!("control.replace.in_transaction");
+                    Ok(())
+                }
+            }
+        })
+    }
+
     /// Moves the checkpoints over a batch that was inserted, and adds its counts to the pipe's totals: exactly once.
     /// Repeating is a no-op.
     ///
@@ -95,13 +144,8 @@ impl Store {
                 Commit::Advance(advances) => {
                     let counts = open.map(|open| open.counts).unwrap_or_default();
                     advance(&transaction, &id, batch, &advances, counts).await?;
-                    let slices = slice::Entity::delete_many()
-                        .filter(slice::Column::PipeUid.eq(id.as_str()))
-                        .filter(slice::Column::BatchId.eq(batch.to_string()));
-                    expect_rows(advances.len(), slices.exec(&transaction).await?.rows_affected)?;
                     fail_point!("control.commit.in_transaction");
-                    let row = batch::Entity::delete_by_id((id.clone(), batch.to_string()));
-                    expect_rows(1, row.exec(&transaction).await?.rows_affected)?;
+                    remove(&transaction, &id, batch, advances.len()).await?;
                     match prepared {
                         Some(prepared) => flag_if_late(&transaction, &id, worker, batch, prepared, now).await,
                         None => Ok(()),
@@ -198,6 +242,63 @@ async fn read(
     })
 }
 
+/// Of the batches with the ids of these: those that are open, and the ids of those that were committed not long ago.
+async fn known(
+    transaction: &DatabaseTransaction,
+    uid: &str,
+    parts: &[OpenBatch],
+) -> Result<(BTreeMap<BatchId, OpenBatch>, BTreeSet<BatchId>), Error> {
+    let ids: Vec<String> = parts.iter().map(|part| part.id.to_string()).collect();
+    let rows = batch::Entity::find()
+        .filter(batch::Column::PipeUid.eq(uid))
+        .filter(batch::Column::BatchId.is_in(ids.clone()))
+        .all(transaction)
+        .await?;
+    let mut open = BTreeMap::new();
+    for row in rows {
+        let slices = load_slices(transaction, uid, Scope::Of(&[]), Some(&row.batch_id)).await?;
+        let batch = assemble(&row, &slices)?;
+        open.insert(batch.id, batch);
+    }
+    let rows = committed::Entity::find()
+        .filter(committed::Column::PipeUid.eq(uid))
+        .filter(committed::Column::BatchId.is_in(ids))
+        .all(transaction)
+        .await?;
+    let ids = rows
+        .iter()
+        .map(|row| from_text("committed_batches.batch_id", &row.batch_id));
+    Ok((open, ids.collect::<Result<_, _>>()?))
+}
+
+/// Removes an open batch that has so many slices.
+async fn remove(transaction: &DatabaseTransaction, uid: &str, batch: BatchId, slices: usize) -> Result<(), Error> {
+    let rows = slice::Entity::delete_many()
+        .filter(slice::Column::PipeUid.eq(uid))
+        .filter(slice::Column::BatchId.eq(batch.to_string()));
+    expect_rows(slices, rows.exec(transaction).await?.rows_affected)?;
+    let row = batch::Entity::delete_by_id((uid.to_owned(), batch.to_string()));
+    expect_rows(1, row.exec(transaction).await?.rows_affected)
+}
+
+/// Gives open slices other ordinals. The last goes first, so that no two ever have the same.
+async fn move_slices(transaction: &DatabaseTransaction, uid: &str, moved: &[(ShardId, u64, u64)]) -> Result<(), Error> {
+    let mut moved: Vec<_> = moved.iter().collect();
+    moved.sort_by_key(|(_, from, _)| std::cmp::Reverse(*from));
+    for (shard, from, to) in moved {
+        let update = slice::Entity::update_many()
+            .col_expr(
+                slice::Column::Ordinal,
+                Expr::value(to_number("batch_slices.ordinal", *to)?),
+            )
+            .filter(slice::Column::PipeUid.eq(uid))
+            .filter(slice::Column::ShardId.eq(shard.as_str()))
+            .filter(slice::Column::Ordinal.eq(to_number("batch_slices.ordinal", *from)?));
+        expect_rows(1, update.exec(transaction).await?.rows_affected)?;
+    }
+    Ok(())
+}
+
 /// That the pipe exists and has the revision; it is kept from being deleted meanwhile.
 async fn check_revision(transaction: &DatabaseTransaction, uid: PipeUid, given: Revision) -> Result<(), Error> {
     let id = uid.to_string();
@@ -248,6 +349,7 @@ async fn insert_batch(
         digest: Set(batch.digest.to_vec()),
         prepared_millis: Set(now),
         prepared_batches: Set(prepared_batches),
+        terms: Set(Some(to_json("batches.terms", &batch.terms)?)),
     };
     batch::Entity::insert(row).exec_without_returning(transaction).await?;
     let mut rows = Vec::with_capacity(batch.slices.len());

@@ -177,6 +177,8 @@ pub mod batch {
         pub prepared_millis: i64,
         /// Batches that the pipe had committed then.
         pub prepared_batches: Option<i64>,
+        /// JSON; absent in batches of releases that did not know it.
+        pub terms: Option<String>,
     }
     entity!();
 }

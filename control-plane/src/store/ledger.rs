@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 use millrace_common::{
-    batch::{Counts, OpenBatch},
+    batch::{Counts, OpenBatch, Terms},
     ids::{Epoch, Revision, ShardId, WorkerInstance},
     position::Slice,
 };
@@ -102,6 +102,10 @@ pub(super) fn assemble(row: &batch::Model, slices: &[slice::Model]) -> Result<Op
             place: "batches.digest",
             what: format!("{} bytes", row.digest.len()),
         })?,
+        terms: match &row.terms {
+            Some(terms) => from_json("batches.terms", terms)?,
+            None => Terms::default(),
+        },
     })
 }
 

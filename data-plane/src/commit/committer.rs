@@ -1,10 +1,11 @@
-//! The three acts of a batch. Each takes the proof that the one before was done, and alone makes the next proof.
+//! The acts of a batch. Each takes the proof that the one before was done, and alone makes the next proof.
 //!
 //! Invariants:
 //! - the bytes and the token of a batch are the same at every attempt, by whomever;
 //! - the error table is written before the table, so that a batch that is in the table is wholly delivered;
 //! - while ClickHouse is in trouble, what was sent first is tried first;
-//! - nothing here gives up: a batch ends by being committed, or by being dropped with its lease.
+//! - a batch gives way to smaller ones only with the proof that nothing of it was applied or will be;
+//! - nothing here gives up: a batch ends by being committed, by being replaced, or by being dropped with its lease.
 
 use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
 
@@ -13,22 +14,28 @@ use millrace_common::{
     batch::OpenBatch,
     fail_point,
     ids::{BatchId, Epoch, PipeUid, Revision, ShardId},
-    pipe::Delivery,
+    pipe,
     retry::Backoff,
 };
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use tokio::time::Instant;
 
 use super::{
     control::{ControlPlane, Error},
     line::{Line, Place},
     patience::{self, Patience, RETRY, Show},
+    refusal::{self, Attempts, Cause, Past, Way},
 };
 use crate::{
     lane::fault::{Fault, Faults, Part},
-    sink::clickhouse::{Insert, InsertError, Sink},
+    sink::clickhouse::{Definition, Insert, InsertError, Sink},
     source::Permit,
 };
+
+/// How long a table's definition is taken to be what it was; it is asked again at each refusal.
+const LOOK_AGAIN: Duration = Duration::from_secs(30);
+/// How long to wait for a table's definition: without it a batch goes on, only a refused one cannot be made smaller.
+const LOOK_LIMIT: Duration = Duration::from_secs(5);
 
 /// A block ready to be sent.
 #[derive(Clone)]
@@ -79,6 +86,7 @@ pub struct Claim {
 struct Load {
     claim: Claim,
     built: Built,
+    past: Past,
 }
 
 /// Proof that a batch may be sent.
@@ -88,6 +96,32 @@ pub struct Prepared(Box<Load>);
 /// Proof that ClickHouse has acknowledged a batch.
 #[derive(Debug)]
 pub struct Sent(Box<Load>);
+
+/// Proof that ClickHouse refuses a batch, and that nothing of it was applied or will be.
+#[derive(Debug)]
+pub struct Refused {
+    load: Box<Load>,
+    /// Why.
+    pub cause: Cause,
+    /// ClickHouse's words.
+    pub message: String,
+}
+
+impl Refused {
+    /// The batch, and the leases under which it is claimed.
+    pub fn claim(&self) -> &Claim {
+        &self.load.claim
+    }
+}
+
+/// What came of sending a batch.
+#[derive(Debug)]
+pub enum Delivery {
+    /// ClickHouse has it.
+    Sent(Sent),
+    /// ClickHouse will never have it.
+    Refused(Refused),
+}
 
 /// A rebuilt batch is not what had been prepared.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -101,15 +135,24 @@ pub struct Diverged {
 }
 
 impl Prepared {
+    /// The batch.
+    pub fn batch(&self) -> &OpenBatch {
+        &self.0.claim.batch
+    }
+
+    fn new(claim: Claim, built: Built, past: Past) -> Self {
+        Self(Box::new(Load { claim, built, past }))
+    }
+
     /// A batch of a pipe that does not ask for Prepare.
     ///
     /// # Errors
     /// The batch, back, if the pipe does ask for it.
     #[allow(clippy::result_large_err, reason = "it is no error but the batch itself")]
-    pub fn at_least_once(claim: Claim, built: Built, delivery: Delivery) -> Result<Self, Built> {
+    pub fn at_least_once(claim: Claim, built: Built, delivery: pipe::Delivery) -> Result<Self, Built> {
         match delivery {
-            Delivery::AtLeastOnce => Ok(Self(Box::new(Load { claim, built }))),
-            Delivery::ExactlyOnce => Err(built),
+            pipe::Delivery::AtLeastOnce => Ok(Self::new(claim, built, Past::Unrecorded)),
+            pipe::Delivery::ExactlyOnce => Err(built),
         }
     }
 
@@ -139,7 +182,7 @@ impl Prepared {
                 rebuilt: describe(rebuilt),
             });
         }
-        Ok(Self(Box::new(Load { claim, built })))
+        Ok(Self::new(claim, built, Past::Replayed))
     }
 }
 
@@ -152,6 +195,39 @@ pub struct Target {
     pub table: String,
     /// Error table.
     pub error_table: String,
+    /// What was last known of the table.
+    pub known: Known,
+}
+
+/// What is known of a table, and since when.
+#[derive(Debug, Default)]
+pub struct Known(Mutex<Option<(Instant, Option<Definition>)>>);
+
+impl Target {
+    /// Fingerprint of the table, as it was read some time ago; empty if it cannot be read. One that is too old only makes
+    /// it look altered.
+    async fn fingerprint(&self) -> String {
+        let known = self.known.0.lock().clone();
+        let definition = match known {
+            Some((since, definition)) if since.elapsed() < LOOK_AGAIN => definition,
+            _ => self.look().await,
+        };
+        definition.map(|definition| definition.fingerprint).unwrap_or_default()
+    }
+
+    /// What the server says of the table now.
+    async fn look(&self) -> Option<Definition> {
+        let definition = match tokio::time::timeout(LOOK_LIMIT, self.sink.definition(&self.table)).await {
+            Ok(Ok(definition)) => definition,
+            Ok(Err(error)) => {
+                tracing::debug!(table = self.table, error = %error, "the table's definition cannot be read");
+                None
+            }
+            Err(_) => None,
+        };
+        *self.known.0.lock() = Some((Instant::now(), definition.clone()));
+        definition
+    }
 }
 
 /// The targets of the revisions that a lane has batches of. Attempts look them up each time, so that a new password
@@ -201,12 +277,46 @@ impl Committer {
     ///
     /// # Errors
     /// The control plane's words, if it refuses.
-    pub async fn prepare(&self, claim: Claim, built: Built) -> Result<Prepared, String> {
+    pub async fn prepare(&self, mut claim: Claim, built: Built) -> Result<Prepared, String> {
         fail_point!("worker.prepare.before");
+        if let Some(target) = self.targets.get(claim.batch.revision) {
+            claim.batch.terms.table = target.fingerprint().await;
+        }
         self.call(&claim, "PrepareBatch", || self.control.prepare(&claim))
             .await?;
         fail_point!("worker.prepare.after");
-        Ok(Prepared(Box::new(Load { claim, built })))
+        Ok(Prepared::new(claim, built, Past::None))
+    }
+
+    /// Records smaller batches in the place of one that ClickHouse refuses. Waits for as long as the control plane is away.
+    ///
+    /// # Errors
+    /// The control plane's words, if it refuses.
+    pub async fn replace(&self, refused: Refused, mut parts: Vec<Built>) -> Result<Vec<Prepared>, String> {
+        fail_point!("worker.replace.before");
+        let Load { claim, built, .. } = *refused.load;
+        if let Some(target) = self.targets.get(claim.batch.revision) {
+            let fingerprint = target.fingerprint().await;
+            parts
+                .iter_mut()
+                .for_each(|part| part.batch.terms.table.clone_from(&fingerprint));
+        }
+        let batches: Vec<OpenBatch> = parts.iter().map(|part| part.batch.clone()).collect();
+        self.call(&claim, "ReplaceBatch", || self.control.replace(&claim, &batches))
+            .await?;
+        fail_point!("worker.replace.after");
+        // The memory of the pages that the batch was made from goes with the last of its parts.
+        if let Some(last) = parts.last_mut() {
+            last.permits.extend(built.permits);
+        }
+        let prepared = |part: Built| {
+            let of_part = |shard: &ShardId| part.batch.slices.iter().any(|slice| slice.shard == *shard);
+            let mut epochs = claim.epochs.clone();
+            epochs.retain(|shard, _| of_part(shard));
+            let (pipe, batch) = (claim.pipe, part.batch.clone());
+            Prepared::new(Claim { pipe, batch, epochs }, part, Past::None)
+        };
+        Ok(parts.into_iter().map(prepared).collect())
     }
 
     /// Moves the checkpoints over the batch. Waits for as long as the control plane is away.
@@ -257,36 +367,41 @@ impl Committer {
     }
 
     /// Inserts the batch: first what goes to the error table, then the rows.
-    pub async fn send(&self, prepared: Prepared) -> Sent {
+    pub async fn send(&self, prepared: Prepared) -> Delivery {
         let load = prepared.0;
         let batch = &load.built.batch;
         fail_point!("worker.send.before");
         let place = self.line.enter();
         if let Some(errors) = &load.built.errors {
             let token = format!("{}:errors", batch.id);
-            self.insert(batch, errors, &token, &place, |target| &target.error_table)
-                .await;
+            self.insert(&load, errors, &token, &place, Goal::Errors).await;
             fail_point!("worker.send.errors_inserted");
         }
         if let Some(rows) = &load.built.rows {
-            self.insert(batch, rows, &batch.id.to_string(), &place, |target| &target.table)
-                .await;
+            let token = batch.id.to_string();
+            if let Some((cause, message)) = self.insert(&load, rows, &token, &place, Goal::Rows).await {
+                return Delivery::Refused(Refused { load, cause, message });
+            }
             fail_point!("worker.send.rows_inserted");
         }
-        Sent(load)
+        Delivery::Sent(Sent(load))
     }
 
+    /// Sends a block until ClickHouse has it; or, if it is certain that it never will, says why.
     async fn insert(
         &self,
-        batch: &OpenBatch,
+        load: &Load,
         body: &Body,
         token: &str,
         place: &Place,
-        table: impl Fn(&Target) -> &String,
-    ) {
+        goal: Goal,
+    ) -> Option<(Cause, String)> {
+        let batch = &load.claim.batch;
         let part = Part::Batch(batch.id);
         let mut patience = Patience::new(self.probe_interval);
         let mut attempt = 0_u32;
+        let mut attempts = Attempts::new(load.past, &batch.terms.table, batch.counts.records);
+        let mut any_partitions = false;
         loop {
             attempt += 1;
             place.turn().await;
@@ -299,7 +414,10 @@ impl Committer {
                 tokio::time::sleep(self.probe_interval).await;
                 continue;
             };
-            let table = table(&target);
+            let table = match goal {
+                Goal::Rows => &target.table,
+                Goal::Errors => &target.error_table,
+            };
             // Another owner may be sending the same batch: no two attempts have one name.
             let query_id = format!("millrace-{token}-{}", BatchId::new());
             let insert = Insert {
@@ -309,27 +427,59 @@ impl Committer {
                 lz4: body.lz4,
                 token,
                 query_id: &query_id,
+                any_partitions,
             };
             let Err(error) = target.sink.insert(insert).await else {
                 self.faults.clear(&part);
-                return;
+                return None;
             };
             tracing::debug!(batch = %batch.id, table, attempt, error = %error, "insert failed");
+            let way = match goal {
+                Goal::Rows => {
+                    let table = match refusal::depends_on_table(&error) {
+                        true => target.look().await,
+                        false => None,
+                    };
+                    attempts.refused(&error, table.as_ref())
+                }
+                Goal::Errors => Way::Same(""),
+            };
+            let why = match way {
+                Way::Replace(cause) => {
+                    self.faults.clear(&part);
+                    tracing::info!(batch = %batch.id, ?cause, error = %error, "refused: to be made smaller");
+                    return Some((cause, error.message));
+                }
+                // Not the server's rule but its guard against mistakes, which can be told that this is none.
+                Way::AnyPartitions if !any_partitions => {
+                    any_partitions = true;
+                    continue;
+                }
+                Way::AnyPartitions => "",
+                Way::Same(why) => why,
+            };
             place.set_troubled(patience::holds_others_back(error.class));
             let next = patience.failed(&error, Instant::now());
             match next.show {
                 Show::Nothing => {}
-                Show::Passing => self.faults.set(part.clone(), fault(&error, table, false)),
-                Show::Permanent => self.faults.set(part.clone(), fault(&error, table, true)),
+                Show::Passing => self.faults.set(part.clone(), fault(&error, table, why, false)),
+                Show::Permanent => self.faults.set(part.clone(), fault(&error, table, why, true)),
             }
             tokio::time::sleep(next.delay).await;
         }
     }
 }
 
+/// Which of the blocks of a batch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Goal {
+    Rows,
+    Errors,
+}
+
 /// What a refused insert means for the lane.
-fn fault(error: &InsertError, table: &str, permanent: bool) -> Fault {
-    let message = format!("insert into {table}: {error}: {}", error.remedy());
+fn fault(error: &InsertError, table: &str, why: &str, permanent: bool) -> Fault {
+    let message = format!("insert into {table}: {error}: {}{why}", error.remedy());
     Fault {
         reason: error.reason(),
         message,

@@ -1,9 +1,9 @@
-//! The two durable calls of a worker: PrepareBatch and CommitBatch.
+//! The durable calls of a worker: PrepareBatch, ReplaceBatch and CommitBatch.
 
 use std::{fmt, time::Duration};
 
 use futures::future::BoxFuture;
-use millrace_common::{error, grpc, ids::WorkerInstance};
+use millrace_common::{batch::OpenBatch, error, grpc, ids::WorkerInstance};
 use millrace_proto::worker::v1::{self as wire, worker_service_client::WorkerServiceClient};
 use tonic::{Code, Request, Status, transport::Channel};
 
@@ -40,6 +40,8 @@ pub enum Error {
 pub trait ControlPlane: fmt::Debug + Send + Sync {
     /// Records a batch before it is sent.
     fn prepare<'a>(&'a self, claim: &'a Claim) -> BoxFuture<'a, Result<(), Error>>;
+    /// Puts others in the place of a batch that ClickHouse has refused.
+    fn replace<'a>(&'a self, claim: &'a Claim, parts: &'a [OpenBatch]) -> BoxFuture<'a, Result<(), Error>>;
     /// Moves the checkpoints over a batch that ClickHouse has.
     fn commit<'a>(&'a self, claim: &'a Claim) -> BoxFuture<'a, Result<(), Error>>;
 }
@@ -93,6 +95,19 @@ impl ControlPlane for GrpcControlPlane {
             bytes: claim.batch.counts.bytes,
         });
         Box::pin(self.call(async move |mut client| client.prepare_batch(request).await))
+    }
+
+    fn replace<'a>(&'a self, claim: &'a Claim, parts: &'a [OpenBatch]) -> BoxFuture<'a, Result<(), Error>> {
+        let request = request(wire::ReplaceBatchRequest {
+            worker: Some(convert::to_identity(&self.worker)),
+            pipe_uid: claim.pipe.to_string(),
+            batch_id: claim.batch.id.to_string(),
+            parts: parts
+                .iter()
+                .map(|part| convert::to_open_batch(part, &claim.epochs))
+                .collect(),
+        });
+        Box::pin(self.call(async move |mut client| client.replace_batch(request).await))
     }
 
     fn commit<'a>(&'a self, claim: &'a Claim) -> BoxFuture<'a, Result<(), Error>> {

@@ -117,6 +117,7 @@ mod tests {
             code,
             status: code.map(|_| 500),
             message: "for the test".to_owned(),
+            is_certain: code.is_some(),
         }
     }
 

@@ -7,6 +7,9 @@
 //!                          oldest first     |       of its shards       of its shards first
 //!                                           |       are sent
 //!                              Rebuilding --'  (a replay: it was prepared by an earlier owner)
+//!
+//!   Sending -> Refused -> Replacing -> (gone, with its parts in its place, Prepared)
+//!                one at a time, oldest first
 //! ```
 //!
 //! Invariants:
@@ -28,6 +31,8 @@ pub enum Step {
     Prepare(BatchId),
     /// Insert it into ClickHouse.
     Send(BatchId),
+    /// Put smaller ones in its place, because ClickHouse refuses it.
+    Replace(BatchId),
     /// Move the checkpoints over it.
     Commit(BatchId),
 }
@@ -36,7 +41,7 @@ impl Step {
     /// The batch that the step is about.
     pub fn batch(self) -> BatchId {
         match self {
-            Step::Prepare(id) | Step::Send(id) | Step::Commit(id) => id,
+            Step::Prepare(id) | Step::Send(id) | Step::Replace(id) | Step::Commit(id) => id,
         }
     }
 }
@@ -58,6 +63,8 @@ enum Phase {
     Rebuilding,
     Prepared,
     Sending,
+    Refused,
+    Replacing,
     Sent,
     Committing,
 }
@@ -179,6 +186,7 @@ impl Tracker {
     /// The next thing to do. It counts as begun. Completions come before new work.
     pub fn next_step(&mut self) -> Option<Step> {
         self.next_commit()
+            .or_else(|| self.next_replace())
             .or_else(|| self.next_send())
             .or_else(|| self.next_prepare())
     }
@@ -186,6 +194,15 @@ impl Tracker {
     fn next_commit(&mut self) -> Option<Step> {
         let index = self.oldest(Phase::Sent, |_| true)?;
         self.begin(index, Phase::Committing).map(Step::Commit)
+    }
+
+    /// One at a time and the oldest first, so that the parts that are open at a time are few.
+    fn next_replace(&mut self) -> Option<Step> {
+        if self.entries.iter().any(|entry| entry.phase == Phase::Replacing) {
+            return None;
+        }
+        let index = self.entries.iter().position(|entry| entry.phase == Phase::Refused)?;
+        self.begin(index, Phase::Replacing).map(Step::Replace)
     }
 
     fn next_send(&mut self) -> Option<Step> {
@@ -226,10 +243,14 @@ impl Tracker {
 
     /// The step was done. Returns false if the batch was dropped meanwhile.
     pub fn done(&mut self, step: Step) -> bool {
+        if let Step::Replace(_) = step {
+            // It ends with `replaced`.
+            return false;
+        }
         let (from, to) = match step {
             Step::Prepare(_) => (Phase::Preparing, Some(Phase::Prepared)),
             Step::Send(_) => (Phase::Sending, Some(Phase::Sent)),
-            Step::Commit(_) => (Phase::Committing, None),
+            Step::Replace(_) | Step::Commit(_) => (Phase::Committing, None),
         };
         let id = step.batch();
         let Some(entry) = self.entry(id, from) else {
@@ -238,6 +259,45 @@ impl Tracker {
         match to {
             Some(phase) => entry.phase = phase,
             None => self.entries.retain(|entry| entry.id != id),
+        }
+        true
+    }
+
+    /// ClickHouse has refused a batch that was being sent, and nothing of it was ever applied. Returns false if it was
+    /// dropped meanwhile.
+    pub fn refused(&mut self, id: BatchId) -> bool {
+        let Some(entry) = self.entry(id, Phase::Sending) else {
+            return false;
+        };
+        entry.phase = Phase::Refused;
+        true
+    }
+
+    /// A refused batch cannot be replaced yet. Returns false if it was dropped meanwhile.
+    pub fn postponed(&mut self, id: BatchId) -> bool {
+        let Some(entry) = self.entry(id, Phase::Replacing) else {
+            return false;
+        };
+        entry.phase = Phase::Refused;
+        true
+    }
+
+    /// A refused batch was replaced by these, which are recorded and in order. Returns false if it was dropped meanwhile.
+    pub fn replaced(&mut self, id: BatchId, parts: Vec<(BatchId, BTreeSet<ShardId>)>) -> bool {
+        let replacing = |entry: &Entry| entry.id == id && entry.phase == Phase::Replacing;
+        let Some(index) = self.entries.iter().position(replacing) else {
+            return false;
+        };
+        let replay = self.entries.remove(index).is_some_and(|entry| entry.replay);
+        for (place, (id, shards)) in (index..).zip(parts) {
+            let phase = Phase::Prepared;
+            let entry = Entry {
+                id,
+                shards,
+                phase,
+                replay,
+            };
+            self.entries.insert(place, entry);
         }
         true
     }

@@ -27,7 +27,10 @@ use super::{
     spec::{Assignment, Grant},
     work::Open,
 };
-use crate::{batch::cut::Rules, commit::Target};
+use crate::{
+    batch::cut::Rules,
+    commit::{Known, Target},
+};
 
 impl Lane {
     /// Makes the lane what the order says.
@@ -58,6 +61,7 @@ impl Lane {
                         sink: recipe.sink.clone(),
                         table: recipe.spec.destination.table.clone(),
                         error_table: recipe.spec.destination.error_table.clone(),
+                        known: Known::default(),
                     };
                     self.targets.set(*revision, Arc::new(target));
                     self.recipes.insert(*revision, Arc::new(recipe));
@@ -197,7 +201,10 @@ impl Lane {
         if self.replay_of == Some(id) {
             self.replay.abort_all();
         }
-        self.unreadable.take_if(|unreadable| *unreadable == id);
+        self.unreadable.remove(&id);
+        if self.halted.take_if(|diverged| *diverged == id).is_some() {
+            self.faults.clear(&Part::Lane);
+        }
         self.faults.clear(&Part::Replay(id));
         let Some(open) = self.open.remove(&id) else {
             return BTreeMap::new();
@@ -210,7 +217,7 @@ impl Lane {
     /// Shards that could not be drained in time go as they are: their recorded batches stay open for the next owner. In a
     /// lane that stands still for good that is known at once.
     pub(super) fn give_up_slow_releases(&mut self, now: Instant) {
-        let patience = if self.halted {
+        let patience = if self.halted.is_some() {
             Duration::ZERO
         } else {
             self.context.settings.release_patience

@@ -1,13 +1,13 @@
 //! From records to a batch: decode, encode, digest. Processor work without IO, done off the lane's task.
 //!
-//! Invariant: slices, revision, pipe and batch id decide every byte and the digest. Nothing else goes in: no clock, no
+//! Invariant: slices, revision, terms, pipe and batch id decide every byte and the digest. Nothing else goes in: no clock, no
 //! order of arrival, no state of an earlier batch.
 
 use std::sync::Arc;
 
 use bytes::Bytes;
 use millrace_common::{
-    batch::{Counts, Digest, OpenBatch},
+    batch::{Counts, Digest, OpenBatch, Terms},
     clickhouse::error_table_column_names,
     ids::{BatchId, PipeUid, SequenceNumber, ShardId},
     pipe::Compression,
@@ -35,6 +35,8 @@ use crate::{
 const MEASURE_AFTER_BYTES: usize = 64 * 1024;
 /// A block of this size keeps its memory for the next one without paying for it.
 const SMALL_BLOCK_BYTES: usize = 256 * 1024;
+/// `error_type` of a record that ClickHouse itself refused.
+const SERVER_REFUSED: &str = "server_refused";
 /// Kinesis knows only the record: which part of it is counted where records are split.
 const WHOLE_RECORD: u64 = 0;
 
@@ -51,6 +53,8 @@ pub(super) struct Job {
     pub bench: Option<Bench>,
     /// Memory of the lane, which pays for what the records' own permits do not.
     pub budget: Arc<Budget>,
+    /// What else decides over its content.
+    pub terms: Terms,
 }
 
 /// What came of it.
@@ -77,6 +81,8 @@ pub(super) struct Bench {
     errors: ErrorBlock,
     /// Pays for the memory that the empty block keeps, unless that is little.
     kept: Option<Permit>,
+    /// Records that are not rows, also those that are in the error table already.
+    rejected: u64,
 }
 
 impl Bench {
@@ -87,6 +93,7 @@ impl Bench {
             rows: Block::new(plan),
             errors: ErrorBlock::new(),
             kept: None,
+            rejected: 0,
         }
     }
 
@@ -111,7 +118,17 @@ impl Bench {
         self.rows.clear();
     }
 
-    fn decode(&mut self, stream: &str, shard: &ShardId, record: &Record) {
+    fn clear(&mut self) {
+        self.rows.clear();
+        self.errors.clear();
+        self.rejected = 0;
+    }
+
+    fn take(&mut self, stream: &str, shard: &ShardId, record: &Record, terms: &Terms) {
+        if let Some(words) = &terms.condemned {
+            self.reject(shard, record, SERVER_REFUSED, words, "");
+            return;
+        }
         let meta = RecordMeta {
             partition_key: &record.partition_key,
             arrival_millis: record.arrival_millis,
@@ -121,18 +138,28 @@ impl Bench {
             sub_sequence_number: WHOLE_RECORD,
         };
         if let Err(rejection) = self.decoder.decode(&record.data, &meta, &mut self.rows) {
-            self.errors.push(&Rejected {
-                error_type: rejection.kind.as_str(),
-                message: &rejection.message,
-                field_path: &rejection.field_path,
-                partition_key: &record.partition_key,
-                value: &record.data,
-                arrival_millis: record.arrival_millis,
-                shard,
-                sequence_number: &record.sequence_number,
-                sub_sequence_number: WHOLE_RECORD,
-            });
+            if terms.part {
+                self.rejected += 1;
+            } else {
+                let kind = rejection.kind.as_str();
+                self.reject(shard, record, kind, &rejection.message, &rejection.field_path);
+            }
         }
+    }
+
+    fn reject(&mut self, shard: &ShardId, record: &Record, error_type: &str, message: &str, field_path: &str) {
+        self.rejected += 1;
+        self.errors.push(&Rejected {
+            error_type,
+            message,
+            field_path,
+            partition_key: &record.partition_key,
+            value: &record.data,
+            arrival_millis: record.arrival_millis,
+            shard,
+            sequence_number: &record.sequence_number,
+            sub_sequence_number: WHOLE_RECORD,
+        });
     }
 
     fn encoded_bytes(&self) -> u64 {
@@ -156,6 +183,7 @@ struct Filling {
     beyond: Permit,
     unmeasured_bytes: usize,
     is_full: bool,
+    terms: Terms,
 }
 
 impl Filling {
@@ -167,8 +195,8 @@ impl Filling {
             while !self.is_full
                 && let Some(record) = page.records.next()
             {
-                self.bench
-                    .decode(&self.recipe.spec.source.stream.name, &run.shard, &record);
+                let stream = &self.recipe.spec.source.stream.name;
+                self.bench.take(stream, &run.shard, &record, &self.terms);
                 self.count(record.data.len());
                 to = Some(record.sequence_number);
             }
@@ -184,7 +212,7 @@ impl Filling {
         self.counts.records += 1;
         self.counts.bytes += payload_bytes as u64;
         self.counts.rows = self.bench.rows.rows() as u64;
-        self.counts.rejected_records = self.bench.errors.rows();
+        self.counts.rejected_records = self.bench.rejected;
         self.unmeasured_bytes += payload_bytes;
         let Some(rules) = &self.rules else { return };
         let mut encoded_bytes = 0;
@@ -208,11 +236,13 @@ pub(super) fn build(job: Job) -> Outcome {
         rules,
         bench,
         budget,
+        terms,
     } = job;
     let reusable = bench.filter(|bench| Arc::ptr_eq(&bench.plan, &recipe.plan));
     let mut bench = reusable.unwrap_or_else(|| Bench::new(&recipe.plan));
     // From here on the records pay, as they move into the block.
     bench.kept = None;
+    bench.clear();
     let mut filling = Filling {
         recipe,
         rules,
@@ -222,6 +252,7 @@ pub(super) fn build(job: Job) -> Outcome {
         beyond: budget.empty(),
         unmeasured_bytes: 0,
         is_full: false,
+        terms,
     };
     let (mut slices, mut left) = (Vec::new(), Vec::new());
     for mut run in runs {
@@ -242,6 +273,7 @@ pub(super) fn build(job: Job) -> Outcome {
         counts,
         mut permits,
         beyond,
+        terms,
         ..
     } = filling;
     if slices.is_empty() {
@@ -260,6 +292,7 @@ pub(super) fn build(job: Job) -> Outcome {
     let mut encoder = Encoder::new(recipe.spec.compression);
     let mut native = Vec::new();
     bench.errors.write_native(&pipe.to_string(), id, &mut native);
+    let any_errors = !bench.errors.is_empty();
     // Rejected records are seldom many: what held them is not kept.
     bench.errors = ErrorBlock::new();
     encoder.put(&native);
@@ -272,12 +305,13 @@ pub(super) fn build(job: Job) -> Outcome {
         slices,
         counts,
         digest,
+        terms,
     };
     let rows = (counts.rows > 0).then(|| Body {
         columns: Arc::clone(&recipe.columns),
         ..rows
     });
-    let errors = (counts.rejected_records > 0).then(|| Body {
+    let errors = any_errors.then(|| Body {
         columns: error_table_column_names().map(str::to_owned).into(),
         ..errors
     });

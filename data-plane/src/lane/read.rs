@@ -39,7 +39,7 @@ pub(super) struct ReaderEnd {
 
 impl Lane {
     pub(super) fn start_readers(&mut self, now: Instant) {
-        if self.halted {
+        if self.halted.is_some() {
             return;
         }
         let Some(recipe) = self.recipe().map(Arc::clone) else {

@@ -66,33 +66,16 @@ pub(super) async fn replay(
     faults: Faults,
     ages: Ages,
 ) -> Replayed {
-    let part = Part::Replay(batch.id);
-    let runs = loop {
-        let (recipe, faults, part, ages) = (&recipe, &faults, &part, &ages);
-        let reads = batch.slices.iter().map(|slice| async move {
-            let run = read(recipe, slice, faults, part, ages).await;
-            run.map_err(|error| (slice, error))
-        });
-        match try_join_all(reads).await {
-            Ok(runs) => break runs,
-            Err((slice, error)) => {
-                faults.set(part.clone(), source_fault(&error));
-                if let Some(gap) = data_gap(&error, &slice.from_exclusive, Some(batch.id)) {
-                    return Replayed {
-                        id: batch.id,
-                        built: None,
-                        gap: Some((slice.shard.clone(), gap)),
-                    };
-                }
-                match error.retry() {
-                    Retry::After(delay) => tokio::time::sleep(delay).await,
-                    // Its records are gone: until a person acts, nothing of its shards may move.
-                    Retry::Never | Retry::Backoff => std::future::pending().await,
-                }
-            }
+    let runs = match read_again(&recipe, &batch, &faults, &ages).await {
+        Ok(runs) => runs,
+        Err(gap) => {
+            return Replayed {
+                id: batch.id,
+                built: None,
+                gap: Some(gap),
+            };
         }
     };
-    faults.clear(&part);
     fail_point!("worker.replay.read");
     let job = Job {
         id: batch.id,
@@ -102,6 +85,7 @@ pub(super) async fn replay(
         rules: None,
         bench: None,
         budget: Budget::new(usize::MAX),
+        terms: batch.terms,
     };
     match task::spawn_blocking(|| build(job)).await {
         Ok(outcome) => Replayed {
@@ -116,6 +100,42 @@ pub(super) async fn replay(
             gap: None,
         },
     }
+}
+
+/// The records of a batch's slices. Does not return while they cannot be read, unless they are gone.
+///
+/// # Errors
+/// The shard whose records are gone, and what is known of that.
+pub(super) async fn read_again(
+    recipe: &Recipe,
+    batch: &OpenBatch,
+    faults: &Faults,
+    ages: &Ages,
+) -> Result<Vec<Run>, (ShardId, DataGap)> {
+    let part = Part::Replay(batch.id);
+    let runs = loop {
+        let part = &part;
+        let reads = batch.slices.iter().map(|slice| async move {
+            let run = read(recipe, slice, faults, part, ages).await;
+            run.map_err(|error| (slice, error))
+        });
+        match try_join_all(reads).await {
+            Ok(runs) => break runs,
+            Err((slice, error)) => {
+                faults.set(part.clone(), source_fault(&error));
+                if let Some(gap) = data_gap(&error, &slice.from_exclusive, Some(batch.id)) {
+                    return Err((slice.shard.clone(), gap));
+                }
+                match error.retry() {
+                    Retry::After(delay) => tokio::time::sleep(delay).await,
+                    // Its records are gone: until a person acts, nothing of its shards may move.
+                    Retry::Never | Retry::Backoff => std::future::pending().await,
+                }
+            }
+        }
+    };
+    faults.clear(&part);
+    Ok(runs)
 }
 
 /// The records of one slice.

@@ -15,7 +15,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use jiff::Timestamp;
 use millrace_common::{
     aws,
-    batch::Counts,
+    batch::{Counts, Terms},
     ids::SequenceNumber,
     pipe::{Compression, Delivery, MappedColumn, StreamIdentity},
     position::{Position, Slice},
@@ -87,6 +87,8 @@ pub(super) fn spec(delivery: Delivery, clickhouse: &str, columns: Vec<MappedColu
 struct Control {
     asked: Mutex<Vec<(&'static str, Claim)>>,
     answers: Mutex<VecDeque<commit::Error>>,
+    /// What batches were replaced by.
+    parts: Mutex<Vec<Vec<OpenBatch>>>,
 }
 
 impl Control {
@@ -108,6 +110,11 @@ impl Control {
 impl ControlPlane for Control {
     fn prepare<'a>(&'a self, claim: &'a Claim) -> BoxFuture<'a, Result<(), commit::Error>> {
         async move { self.ask("prepare", claim) }.boxed()
+    }
+
+    fn replace<'a>(&'a self, claim: &'a Claim, parts: &'a [OpenBatch]) -> BoxFuture<'a, Result<(), commit::Error>> {
+        self.parts.lock().push(parts.to_vec());
+        async move { self.ask("replace", claim) }.boxed()
     }
 
     fn commit<'a>(&'a self, claim: &'a Claim) -> BoxFuture<'a, Result<(), commit::Error>> {
@@ -178,7 +185,7 @@ impl ClickHouse {
                 .collect();
         let body = request.into_body().collect().await?.to_bytes();
         let Some(token) = query.get("insert_deduplication_token") else {
-            return Ok(Response::default());
+            return Ok(acknowledgement());
         };
         let table = query["query"]
             .split('`')
@@ -610,6 +617,7 @@ async fn a_recorded_batch_holds_its_shards_back_until_it_is_replayed() {
             ..Counts::default()
         },
         digest: [0; 16],
+        terms: Terms::default(),
     };
     world.order(|assignment| assignment.open_batches.push(open.clone()));
     world.until("taken up", |world| world.held().len() == 2).await;
@@ -636,6 +644,7 @@ async fn a_recorded_batch_holds_its_shards_back_until_it_is_replayed() {
         rules: None,
         bench: None,
         budget: Arc::clone(&world.lane.budget),
+        terms: Terms::default(),
     };
     let built = build::build(job).built.expect("rows");
     world.lane.on_replayed(Some(Replayed {
@@ -652,6 +661,16 @@ async fn a_recorded_batch_holds_its_shards_back_until_it_is_replayed() {
     }
     assert_eq!(world.lane.queue.queued().records, 3, "nothing moves");
     assert!(world.clickhouse.seen.lock().is_empty() && world.control.asked.lock().is_empty());
+    // A person gives the batch up: the shards come back under new epochs, and without it.
+    world.order(|assignment| {
+        assignment.open_batches.clear();
+        assignment.shards = grants(&[(0, 3), (1, 3)]);
+    });
+    world.until("no fault", |world| world.fault().is_none()).await;
+    world.feed(1, 1..=3);
+    world
+        .until("rows flow", |world| !world.clickhouse.seen.lock().is_empty())
+        .await;
 }
 
 #[tokio::test]
@@ -678,4 +697,12 @@ async fn a_pipe_that_cannot_run_holds_its_shards_and_says_why() {
     world.until("the fault is gone with its revision", mended).await;
     world.order(|assignment| assignment.shards.clear());
     world.until("gone", |world| world.lane.is_done()).await;
+}
+
+/// As ClickHouse answers what it took.
+fn acknowledgement() -> Response<Full<Bytes>> {
+    let mut answer = Response::default();
+    let id = hyper::header::HeaderValue::from_static("q");
+    answer.headers_mut().insert("x-clickhouse-query-id", id);
+    answer
 }

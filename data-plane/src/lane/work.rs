@@ -7,7 +7,8 @@ use std::{
 
 use futures::future::BoxFuture;
 use millrace_common::{
-    batch::OpenBatch,
+    batch::{OpenBatch, Terms},
+    gap::DataGap,
     ids::{BatchId, Revision, ShardId},
     position::Position,
     reason,
@@ -20,9 +21,10 @@ use super::{
     build::{Job, Outcome, build},
     fault::{Fault, Part},
     replay::{Ages, Replayed, replay},
+    split::{Split, split},
 };
 use crate::commit::{
-    Built, Claim, Prepared, Sent,
+    Built, Claim, Delivery, Prepared, Refused, Sent,
     tracker::{Admission, Step},
 };
 
@@ -37,6 +39,7 @@ enum Stage {
     Away(Option<AbortHandle>),
     Built(Box<Built>),
     Prepared(Prepared),
+    Refused(Box<Refused>),
     Sent(Sent),
 }
 
@@ -68,6 +71,14 @@ impl Open {
         Self::building(batch.revision, froms)
     }
 
+    /// A part of a batch that was refused.
+    fn part(batch: &OpenBatch, revision: Revision) -> Self {
+        Self {
+            revision,
+            ..Self::replay(batch)
+        }
+    }
+
     /// Stops its task.
     pub(super) fn abort(&self) {
         if let Stage::Away(Some(task)) = &self.stage {
@@ -86,14 +97,19 @@ pub(super) struct StepDone {
 #[derive(Debug)]
 enum Ending {
     Prepared(Result<Prepared, String>),
-    Sent(Sent),
+    Sent(Delivery),
+    Replaced(Result<Split, String>),
+    Postponed(Box<Refused>),
     Committed(Result<(), String>),
 }
 
 impl Lane {
     /// Whether a batch could be built if there were records for it.
     pub(super) fn can_build(&self) -> bool {
-        !self.halted && self.build.is_empty() && self.tracker.cut_here() < MAX_OPEN_BATCHES && self.recipe().is_some()
+        self.halted.is_none()
+            && self.build.is_empty()
+            && self.tracker.cut_here() < MAX_OPEN_BATCHES
+            && self.recipe().is_some()
     }
 
     /// Cuts a batch if it is time.
@@ -123,6 +139,7 @@ impl Lane {
             rules: Some(rules),
             bench: self.bench.take(),
             budget: Arc::clone(&self.budget),
+            terms: Terms::default(),
         };
         self.build.spawn_blocking(move || build(job));
     }
@@ -209,6 +226,7 @@ impl Lane {
     pub(super) fn begin(&mut self, step: Step) {
         let id = step.batch();
         let Some(open) = self.open.get_mut(&id) else { return };
+        let (revision, patience) = (open.revision, self.context.settings.probe_interval);
         let committer = self.committer.clone();
         let work: BoxFuture<'static, Ending> = match (step, std::mem::replace(&mut open.stage, Stage::Away(None))) {
             (Step::Prepare(_), Stage::Built(built)) => {
@@ -217,6 +235,19 @@ impl Lane {
             }
             (Step::Send(_), Stage::Prepared(prepared)) => {
                 Box::pin(async move { Ending::Sent(committer.send(prepared).await) })
+            }
+            (Step::Replace(_), Stage::Refused(refused)) => {
+                let (pipe, faults, ages) = (self.pipe, self.faults.clone(), self.ages());
+                match self.recipes.get(&revision).map(Arc::clone) {
+                    Some(recipe) => Box::pin(async move {
+                        Ending::Replaced(split(pipe, recipe, *refused, committer, faults, ages).await)
+                    }),
+                    // Its revision cannot be run just now, which is a fault of its own.
+                    None => Box::pin(async move {
+                        tokio::time::sleep(patience).await;
+                        Ending::Postponed(refused)
+                    }),
+                }
             }
             (Step::Commit(_), Stage::Sent(sent)) => {
                 Box::pin(async move { Ending::Committed(committer.commit(sent).await) })
@@ -246,17 +277,65 @@ impl Lane {
         }
         let stage = match ending {
             Ending::Prepared(Ok(prepared)) => Stage::Prepared(prepared),
-            Ending::Sent(sent) => Stage::Sent(sent),
+            Ending::Sent(Delivery::Sent(sent)) => Stage::Sent(sent),
+            Ending::Sent(Delivery::Refused(refused)) => {
+                self.tracker.refused(id);
+                if let Some(open) = self.open.get_mut(&id) {
+                    open.stage = Stage::Refused(Box::new(refused));
+                }
+                return;
+            }
+            Ending::Postponed(refused) => {
+                self.tracker.postponed(id);
+                if let Some(open) = self.open.get_mut(&id) {
+                    open.stage = Stage::Refused(refused);
+                }
+                return;
+            }
+            Ending::Replaced(Ok(Split::Parts(parts))) => return self.replaced(id, parts),
+            Ending::Replaced(Ok(Split::Gone(shard, gap))) => return self.unreadable(id, &shard, gap),
             Ending::Committed(Ok(())) => {
                 self.tracker.done(step);
                 return self.committed(id);
             }
-            Ending::Prepared(Err(why)) | Ending::Committed(Err(why)) => return self.refused(id, &why),
+            Ending::Prepared(Err(why)) | Ending::Replaced(Err(why)) | Ending::Committed(Err(why)) => {
+                return self.refused(id, &why);
+            }
         };
         self.tracker.done(step);
         if let Some(open) = self.open.get_mut(&id) {
             open.stage = stage;
         }
+    }
+
+    /// Smaller batches stand where a refused one stood.
+    fn replaced(&mut self, id: BatchId, parts: Vec<Prepared>) {
+        let Some(old) = self.open.remove(&id) else { return };
+        let mut tracked = Vec::with_capacity(parts.len());
+        for prepared in parts {
+            let batch = prepared.batch();
+            let (part, open) = (batch.id, Open::part(batch, old.revision));
+            let shards: BTreeSet<ShardId> = open.froms.keys().cloned().collect();
+            for shard in &shards {
+                if let Some(shard) = self.shards.get_mut(shard)
+                    && shard.replays.contains(&id)
+                {
+                    shard.replays.insert(part);
+                }
+            }
+            self.open.insert(
+                part,
+                Open {
+                    stage: Stage::Prepared(prepared),
+                    ..open
+                },
+            );
+            tracked.push((part, shards));
+        }
+        for shard in self.shards.values_mut() {
+            shard.replays.remove(&id);
+        }
+        self.tracker.replaced(id, tracked);
     }
 
     fn committed(&mut self, id: BatchId) {
@@ -280,25 +359,27 @@ impl Lane {
 
     /// Rebuilds the oldest batch of an earlier owner.
     pub(super) fn start_replay(&mut self) {
-        if self.halted || !self.replay.is_empty() || self.unreadable.is_some() {
+        if self.halted.is_some() || !self.replay.is_empty() {
             return;
         }
-        let known = |batch: &OpenBatch| self.recipes.contains_key(&batch.revision);
-        let Some(batch) = self.replays.front().filter(|batch| known(batch)) else {
-            return;
-        };
+        // What cannot be rebuilt keeps its shards waiting, and through batches of several shards others; not the rest.
+        let mut blocked = BTreeSet::new();
+        let next = self.replays.iter().find(|batch| {
+            let shards = || batch.slices.iter().map(|slice| &slice.shard);
+            let possible = !self.unreadable.contains(&batch.id) && self.recipes.contains_key(&batch.revision);
+            let free = possible && shards().all(|shard| !blocked.contains(shard));
+            if !free {
+                blocked.extend(shards());
+            }
+            free
+        });
+        let Some(batch) = next else { return };
         let Some(recipe) = self.recipes.get(&batch.revision).map(Arc::clone) else {
             return;
         };
         self.replay_of = Some(batch.id);
         let (pipe, faults, batch) = (self.pipe, self.faults.clone(), batch.clone());
-        let known =
-            |(id, shard): (&ShardId, &super::shard::Shard)| Some((id.clone(), shard.progress.complete_until()?));
-        let ages = Ages {
-            clock: self.context.clock.clone(),
-            complete_until: self.shards.iter().filter_map(known).collect(),
-            memory_bytes: self.budget.total(),
-        };
+        let ages = self.ages();
         self.replay
             .spawn(replay(pipe, recipe, batch, faults, ages).in_current_span());
     }
@@ -308,18 +389,14 @@ impl Lane {
         let Some(Replayed { id, built, gap }) = replayed else {
             return;
         };
-        if let Some((shard, gap)) = gap {
-            // Until the control plane gives the batch up, or a person does, nothing of its shards may move.
-            if let Some(shard) = self.shards.get_mut(&shard) {
-                shard.gap = Some(gap);
-            }
-            self.unreadable = Some(id);
-            self.show_soon(true);
-            return;
-        }
-        let Some(batch) = self.replays.pop_front_if(|batch| batch.id == id) else {
+        // It may have been dropped while the answer was on its way.
+        let Some(at) = self.replays.iter().position(|batch| batch.id == id) else {
             return;
         };
+        if let Some((shard, gap)) = gap {
+            return self.unreadable(id, &shard, gap);
+        }
+        let Some(batch) = self.replays.remove(at) else { return };
         let prepared = match built {
             Some(built) => Prepared::replayed(self.claim(&batch), built).map_err(|diverged| diverged.to_string()),
             None => Err(format!("the slices of prepared batch {id} hold no record any more")),
@@ -331,14 +408,35 @@ impl Lane {
                     open.stage = Stage::Prepared(prepared);
                 }
             }
-            Err(message) => self.halt(Fault::permanent(reason::BATCH_DIVERGED, message)),
+            Err(message) => self.halt(id, Fault::permanent(reason::BATCH_DIVERGED, message)),
         }
     }
 
-    /// Stands still for good, until a person has looked.
-    fn halt(&mut self, fault: Fault) {
+    /// The records of a batch are gone: until the control plane gives it up, or a person does, nothing of its shards may
+    /// move.
+    fn unreadable(&mut self, id: BatchId, shard: &ShardId, gap: DataGap) {
+        if let Some(shard) = self.shards.get_mut(shard) {
+            shard.gap = Some(gap);
+        }
+        self.unreadable.insert(id);
+        self.show_soon(true);
+    }
+
+    /// What is needed to read records again.
+    fn ages(&self) -> Ages {
+        let known =
+            |(id, shard): (&ShardId, &super::shard::Shard)| Some((id.clone(), shard.progress.complete_until()?));
+        Ages {
+            clock: self.context.clock.clone(),
+            complete_until: self.shards.iter().filter_map(known).collect(),
+            memory_bytes: self.budget.total(),
+        }
+    }
+
+    /// Stands still until a person has looked, and the batch is given up.
+    fn halt(&mut self, batch: BatchId, fault: Fault) {
         tracing::error!(reason = fault.reason, detail = fault.message, "lane halted");
-        self.halted = true;
+        self.halted = Some(batch);
         self.faults.set(Part::Lane, fault);
         self.stop_readers();
     }

@@ -8,7 +8,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use jiff::Timestamp;
 use millrace_common::{
     aws,
-    batch::{Counts, OpenBatch},
+    batch::{Counts, OpenBatch, Terms},
     gap::DataGap,
     ids::{BatchId, Epoch, Generation, PipeUid, Revision, SequenceNumber, ShardId, WorkerInstance},
     pipe::{Compression, Delivery, MappedColumn, StreamIdentity},
@@ -252,13 +252,18 @@ fn open_batch(batch: wire::OpenBatch) -> Result<OpenBatch, Error> {
         id: parse::<BatchId>("open_batches.batch_id", &batch.batch_id)?,
         revision: Revision(batch.revision),
         slices: batch.slices.into_iter().map(slice).collect::<Result<_, _>>()?,
-        // Records and bytes do not travel with an open batch: they were counted when it was prepared.
         counts: Counts {
             rows: batch.rows,
             rejected_records: batch.rejected_records,
-            ..Counts::default()
+            records: batch.records,
+            bytes: batch.bytes,
         },
         digest,
+        terms: Terms {
+            table: batch.table_definition,
+            part: batch.part,
+            condemned: optional(batch.condemned),
+        },
     })
 }
 
@@ -326,6 +331,11 @@ pub(crate) fn to_open_batch(batch: &OpenBatch, epochs: &BTreeMap<ShardId, Epoch>
         rows: batch.counts.rows,
         rejected_records: batch.counts.rejected_records,
         digest: batch.digest.to_vec(),
+        table_definition: batch.terms.table.clone(),
+        part: batch.terms.part,
+        condemned: batch.terms.condemned.clone().unwrap_or_default(),
+        records: batch.counts.records,
+        bytes: batch.counts.bytes,
     }
 }
 

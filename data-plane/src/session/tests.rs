@@ -124,6 +124,13 @@ impl WorkerService for Control {
         Err(Status::unimplemented("not here"))
     }
 
+    async fn replace_batch(
+        &self,
+        _: Request<wire::ReplaceBatchRequest>,
+    ) -> Result<Response<wire::ReplaceBatchResponse>, Status> {
+        Err(Status::unimplemented("not here"))
+    }
+
     async fn commit_batch(
         &self,
         _: Request<wire::CommitBatchRequest>,

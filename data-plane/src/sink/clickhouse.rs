@@ -18,11 +18,13 @@ mod http;
 mod insert;
 pub mod native;
 mod server;
+mod table;
 
 use std::{fmt, sync::Arc, time::Duration};
 
 use ::http::{HeaderMap, HeaderName, HeaderValue, Uri};
 use bytes::Bytes;
+use millrace_common::clickhouse::quote_string;
 use parking_lot::Mutex;
 use rustls::ClientConfig;
 use secrecy::{ExposeSecret as _, SecretString};
@@ -36,6 +38,7 @@ use self::{
 pub use self::{
     classify::{CODES, Class, by_code, by_status},
     insert::{Insert, InsertError, Inserted},
+    table::Definition,
 };
 
 /// Time for one attempt. The server may still be at it when it has passed; the token makes the next attempt harmless.
@@ -190,10 +193,35 @@ impl Sink {
             .await
             .map(|answer| insert::outcome(&answer))
         {
-            // Without a code it may be anybody's answer.
-            Ok(Err(refused)) if refused.code.is_some() => refused,
+            // Without a code it may be anybody's answer. It is an answer to another attempt, and of this one nothing is known.
+            Ok(Err(refused)) if refused.code.is_some() => InsertError {
+                is_certain: false,
+                ..refused
+            },
             Ok(_) | Err(_) => unknown,
         }
+    }
+
+    /// What the server says of a table now; `None` if it shows no such table to this user.
+    ///
+    /// # Errors
+    /// Whatever keeps the server from saying it.
+    pub async fn definition(&self, name: &str) -> Result<Option<Definition>, InsertError> {
+        let server = self.server().await?;
+        let statement = format!(
+            "SELECT {} FROM system.tables WHERE database = {} AND name = {} FORMAT TSV",
+            table::COLUMNS,
+            quote_string(&self.shared.database),
+            quote_string(name)
+        );
+        let uri = self.uri("wait_end_of_query=1")?;
+        let answer = server.http.post(uri, Bytes::from(statement)).await;
+        let answer = answer.map_err(|no_answer| InsertError::unreachable(no_answer.message))?;
+        if answer.status.as_u16() != 200 || answer.headers.contains_key(insert::EXCEPTION_CODE) {
+            return Err(insert::refusal(&answer));
+        }
+        // Not looked at for "Code: …" as other answers are: a definition may hold any text.
+        Ok(table::Definition::parse(&answer.body))
     }
 
     async fn server(&self) -> Result<Server, InsertError> {
@@ -229,6 +257,7 @@ impl Sink {
             class: Class::Pause,
             code: None,
             status: None,
+            is_certain: false,
             message: format!("the request's URL cannot be sent: {error}"),
         })
     }

@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use futures::{FutureExt as _, future::BoxFuture};
 use millrace_common::{
+    batch::OpenBatch,
     ids::{Epoch, Revision, ShardId},
     position::Position,
 };
@@ -24,6 +25,10 @@ struct NoControl;
 
 impl ControlPlane for NoControl {
     fn prepare<'a>(&'a self, _: &'a Claim) -> BoxFuture<'a, Result<(), commit::Error>> {
+        std::future::pending().boxed()
+    }
+
+    fn replace<'a>(&'a self, _: &'a Claim, _: &'a [OpenBatch]) -> BoxFuture<'a, Result<(), commit::Error>> {
         std::future::pending().boxed()
     }
 

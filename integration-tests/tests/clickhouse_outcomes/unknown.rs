@@ -5,12 +5,14 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use anyhow::{Context as _, Result, ensure};
 use futures::future::BoxFuture;
 use millrace_common::{
-    batch::{Counts, OpenBatch},
+    batch::{Counts, OpenBatch, Terms},
     ids::{BatchId, PipeUid, Revision},
     pipe::Delivery,
 };
 use millrace_data_plane::{
-    commit::{self, Body, Built, Claim, Committer, ControlPlane, Prepared, Target, Targets},
+    commit::{
+        self, Body, Built, Claim, Committer, ControlPlane, Delivery as Delivered, Known, Prepared, Target, Targets,
+    },
     lane::fault::Faults,
     sink::clickhouse::{Access, Sink, native},
 };
@@ -27,13 +29,17 @@ const TIMEOUT: Duration = Duration::from_secs(5);
 /// Rows of the block, over four partitions, in more bytes than sockets buffer.
 const ROWS: u64 = 400_000;
 
-/// Sending does not ask the control plane.
+/// A control plane that agrees to all.
 #[derive(Debug)]
 struct Nobody;
 
 impl ControlPlane for Nobody {
     fn prepare<'a>(&'a self, _: &'a Claim) -> BoxFuture<'a, Result<(), commit::Error>> {
-        unreachable!("nothing is prepared here")
+        Box::pin(std::future::ready(Ok(())))
+    }
+
+    fn replace<'a>(&'a self, _: &'a Claim, _: &'a [OpenBatch]) -> BoxFuture<'a, Result<(), commit::Error>> {
+        unreachable!("nothing is replaced here")
     }
 
     fn commit<'a>(&'a self, _: &'a Claim) -> BoxFuture<'a, Result<(), commit::Error>> {
@@ -42,15 +48,24 @@ impl ControlPlane for Nobody {
 }
 
 fn prepared(body: Vec<u8>, lz4: bool) -> Result<Prepared> {
+    let (claim, built) = unprepared(body, lz4);
+    Prepared::at_least_once(claim, built, Delivery::AtLeastOnce)
+        .ok()
+        .context("a batch that needs no Prepare")
+}
+
+fn unprepared(body: Vec<u8>, lz4: bool) -> (Claim, Built) {
     let batch = OpenBatch {
         id: BatchId::new(),
         revision: Revision(1),
         slices: Vec::new(),
         counts: Counts {
             rows: ROWS,
+            records: ROWS,
             ..Counts::default()
         },
         digest: [0; 16],
+        terms: Terms::default(),
     };
     let claim = Claim {
         pipe: PipeUid::new(),
@@ -68,9 +83,7 @@ fn prepared(body: Vec<u8>, lz4: bool) -> Result<Prepared> {
         errors: None,
         permits: Vec::new(),
     };
-    Prepared::at_least_once(claim, built, Delivery::AtLeastOnce)
-        .ok()
-        .context("a batch that needs no Prepare")
+    (claim, built)
 }
 
 fn committer(sink: Sink) -> Committer {
@@ -79,6 +92,7 @@ fn committer(sink: Sink) -> Committer {
         sink,
         table: "t".to_owned(),
         error_table: "t_errors".to_owned(),
+        known: Known::default(),
     };
     targets.set(Revision(1), Arc::new(target));
     Committer::new(Arc::new(Nobody), targets, Faults::new(), Duration::from_millis(100))
@@ -254,5 +268,42 @@ async fn after_trouble_the_oldest_goes_first() -> Result<()> {
         .collect();
     ensure!(tried.starts_with(&[0, 0, 0, 0]), "{tried:?}");
     ensure!(bed.one("SELECT count(), uniqExact(n) FROM {db}.t").await? == "50\t50");
+    Ok(())
+}
+
+/// What ClickHouse says of a row that is against a CHECK constraint.
+const VIOLATED: &str = "HTTP/1.1 500 Internal Server Error\r\nX-ClickHouse-Exception-Code: 469\r\nContent-Length: 48\r\n\
+                        Connection: close\r\n\r\nCode: 469. DB::Exception: Constraint is violated";
+
+/// Sends a recorded batch through a proxy with these faults; what came of it, and how many rows the table has.
+async fn recorded(faults: &[Fault]) -> Result<(Delivered, String)> {
+    let bed = Bed::new().await?;
+    bed.table(1_000).await?;
+    let proxy = Proxy::start(bed.clickhouse, faults.iter().cloned()).await?;
+    let access = Access {
+        endpoint: proxy.endpoint.clone(),
+        ..access(bed.clickhouse, &bed.database)
+    };
+    let committer = committer(Sink::with_timeout(&access, TIMEOUT)?);
+    let (claim, built) = unprepared(block(0..ROWS, 4), false);
+    let prepared = committer.prepare(claim, built).await.map_err(anyhow::Error::msg)?;
+    let delivery = tokio::time::timeout(LIMIT, committer.send(prepared)).await?;
+    ensure!(proxy.left() == 0, "{} faults did not happen", proxy.left());
+    Ok((delivery, bed.one("SELECT count() FROM {db}.t").await?))
+}
+
+#[tokio::test]
+async fn a_refusal_is_taken_for_one_only_if_no_attempt_before_may_have_been_applied() -> Result<()> {
+    let refused = || Fault::AnswerWithout(VIOLATED);
+    let (delivery, rows) = recorded(&[refused()]).await?;
+    ensure!(matches!(delivery, Delivered::Refused(_)), "{delivery:?}");
+    ensure!(rows == "0", "{rows}");
+    // Carried out, not answered, and then refused, as by a constraint that was added meanwhile. And not delivered, not carried
+    // out, and then refused: nobody can tell the one from the other.
+    for unknown in [Fault::ResetBeforeAnswer, Fault::ResetInBody(50)] {
+        let (delivery, rows) = recorded(&[unknown.clone(), refused(), refused()]).await?;
+        ensure!(matches!(delivery, Delivered::Sent(_)), "{unknown:?}: {delivery:?}");
+        ensure!(rows == ROWS.to_string(), "{unknown:?}: {rows}");
+    }
     Ok(())
 }

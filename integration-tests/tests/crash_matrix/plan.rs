@@ -31,6 +31,13 @@ pub(super) const POINTS: [&str; 25] = [
     "control.finish.after",
 ];
 
+/// Points that only a batch that ClickHouse refuses comes to: `poison.rs` kills at each of them.
+pub(super) const OF_REFUSED_BATCHES: [&str; 3] = [
+    "worker.replace.before",
+    "control.replace.in_transaction",
+    "worker.replace.after",
+];
+
 /// What happens at a point.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Fault {

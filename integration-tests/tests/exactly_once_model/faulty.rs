@@ -29,6 +29,14 @@ pub(crate) enum Fault {
     NewTokenOnReplay,
     /// A replay has other rows.
     OtherRowsOnReplay,
+    /// Replace does not look at the epoch or at who holds the shards.
+    ReplaceOfAnybody,
+    /// Replace does not look at what the parts cover, and one of them is missing.
+    ReplaceWithHole,
+    /// A worker replaces a batch of which it does not know that nothing was applied.
+    ReplaceInDoubt,
+    /// A replay of a condemned record puts it into the table.
+    ForgottenCondemnation,
     /// ClickHouse does not deduplicate.
     NoDeduplication,
 }

@@ -4,7 +4,7 @@
 use std::sync::LazyLock;
 
 use millrace_common::{
-    batch::{Counts, Digest, OpenBatch},
+    batch::{Counts, Digest, OpenBatch, Terms},
     ids::{BatchId, Epoch, Revision, SequenceNumber, ShardId, WorkerInstance},
     position::{Position, Slice},
 };
@@ -21,7 +21,7 @@ pub(crate) const WORKERS: usize = 2;
 /// Processes that a worker can be, one after another.
 pub(crate) const INCARNATIONS: u8 = 4;
 /// Batches that one process can make.
-pub(crate) const BATCHES: u8 = 8;
+pub(crate) const BATCHES: u8 = 15;
 
 /// One record: its shard and its number, from 1.
 pub(crate) type Row = (u8, u8);
@@ -150,6 +150,8 @@ fn new_shard(n: u8, parents: &[u8]) -> NewShard {
 pub(crate) struct Cut {
     pub(crate) id: u8,
     pub(crate) slices: Vec<(u8, u8, u8)>,
+    /// Its record goes to the error table.
+    pub(crate) condemned: bool,
 }
 
 impl Cut {
@@ -183,7 +185,11 @@ impl Cut {
             revision: Revision(1),
             slices: self.slices.iter().map(slice).collect(),
             counts,
-            digest: digest(&rows),
+            digest: digest(&rows, self.condemned),
+            terms: Terms {
+                condemned: self.condemned.then(String::new),
+                ..Terms::default()
+            },
         }
     }
 
@@ -199,12 +205,36 @@ impl Cut {
         Self {
             id: batch_number(batch.id),
             slices: batch.slices.iter().map(slice).collect(),
+            condemned: batch.terms.condemned.is_some(),
         }
+    }
+
+    /// What is put in its place when it is refused: halves, or its one record condemned. The ids follow `id`.
+    pub(crate) fn parts(&self, id: u8) -> Vec<Self> {
+        let rows = self.rows();
+        if rows.len() == 1 {
+            let slices = self.slices.clone();
+            let condemned = true;
+            return vec![Self { id, slices, condemned }];
+        }
+        let part = |id: u8, rows: &[Row]| {
+            let mut slices: Vec<(u8, u8, u8)> = Vec::new();
+            for (shard, n) in rows {
+                match slices.iter_mut().find(|(other, ..)| other == shard) {
+                    Some((_, _, to)) => *to = *n,
+                    None => slices.push((*shard, *n - 1, *n)),
+                }
+            }
+            let condemned = false;
+            Self { id, slices, condemned }
+        };
+        let (first, second) = rows.split_at(rows.len().div_ceil(2));
+        vec![part(id, first), part(id + 1, second)]
     }
 }
 
 /// What tells rows from other rows.
-pub(crate) fn digest(rows: &[Row]) -> Digest {
+pub(crate) fn digest(rows: &[Row], condemned: bool) -> Digest {
     let bit = |(shard, n): &Row| 1_u128 << (usize::from(*shard) * (RECORDS + 1) + usize::from(*n));
-    rows.iter().map(bit).sum::<u128>().to_be_bytes()
+    (rows.iter().map(bit).sum::<u128>() + (u128::from(condemned) << 127)).to_be_bytes()
 }

@@ -21,6 +21,8 @@ pub(crate) const SHARED: &str = "a batch covers two shards";
 pub(crate) const ZOMBIE: &str = "a batch lands though its sender holds nothing any more";
 /// Several open batches of a shard.
 pub(crate) const PIPELINED: &str = "a shard has two open batches";
+/// A batch was replaced.
+pub(crate) const REPLACED: &str = "a batch is replaced by its parts";
 
 fn holds(result: &Result<(), Broken>) -> bool {
     result.is_ok()
@@ -41,7 +43,9 @@ pub(crate) fn all() -> Vec<Property<World>> {
         }),
         Property::<World>::always(invariants::DETERMINISM, |_, state| {
             let attempts = state.sent.iter().filter_map(|request| match request {
-                Request::Insert { batch, rows, .. } => Some((names::batch(*batch), names::digest(rows))),
+                Request::Insert {
+                    batch, rows, condemned, ..
+                } => Some((names::batch(*batch), names::digest(rows, *condemned))),
                 _ => None,
             });
             holds(&invariants::determinism(&state.control, attempts))
@@ -58,6 +62,9 @@ pub(crate) fn all() -> Vec<Property<World>> {
                 && holds(&invariants::no_gap(&state.control))
                 && holds(&invariants::totals(&state.control))
         }),
+        Property::<World>::always(invariants::FRONTIER, |_, state| {
+            state.broken != Some(invariants::FRONTIER)
+        }),
         Property::<World>::always(ORDER, in_order),
         Property::<World>::eventually(LANDS, World::is_landed),
         Property::<World>::sometimes(REPLAYED, |_, state| {
@@ -71,6 +78,10 @@ pub(crate) fn all() -> Vec<Property<World>> {
         }),
         Property::<World>::sometimes(SHARED, |_, state| {
             state.control.contents.values().any(|batch| batch.slices.len() > 1)
+        }),
+        Property::<World>::sometimes(REPLACED, |_, state| {
+            let gone = |id: &_| !state.control.batches.contains_key(id) && !state.control.committed.contains(id);
+            state.control.contents.keys().any(gone)
         }),
         Property::<World>::sometimes(PIPELINED, |_, state| {
             state.control.ledger.slices.values().any(|queue| queue.len() > 1)

@@ -36,6 +36,7 @@ fn world(records: [u8; 4], trouble: Trouble) -> World {
         records,
         trouble,
         fault: Fault::None,
+        poison: None,
     }
 }
 
@@ -76,8 +77,12 @@ fn explore(name: &str, world: World, possible: &[&'static str]) {
 /// Explores a world with something wrong in it until a property is broken, which must be one of `expected`.
 fn must_break(fault: Fault, expected: &[&'static str]) {
     // What never happens shows only at the end of a history, so there the world has to be small.
+    let poison = refused::poison(fault);
     let (records, trouble) = match fault {
         Fault::ForgottenBatches => ([1, 1, 0, 0], CRASH),
+        Fault::ForgottenCondemnation => ([1, 0, 0, 0], CRASH),
+        Fault::ReplaceWithHole | Fault::ReplaceInDoubt => ([2, 0, 0, 0], NOTHING),
+        Fault::ReplaceOfAnybody => ([2, 0, 0, 0], EXPIRY),
         // What matters is the order of two batches of a shard, so nothing else is in the way.
         Fault::PrepareAnywhere | Fault::CommitInAnyOrder => ([2, 0, 0, 0], NOTHING),
         _ => (
@@ -93,6 +98,7 @@ fn must_break(fault: Fault, expected: &[&'static str]) {
         records,
         trouble,
         fault,
+        poison,
     };
     let checker = world
         .checker()
@@ -194,6 +200,46 @@ fn every_history_of_larger_worlds_delivers_each_record_once() {
     }
 }
 
+/// A record that the table does not take: its batch is replaced by halves, and it goes to the error table.
+mod refused {
+    use super::{CRASH, Fault, NOTHING, World, explore, properties, world};
+
+    /// The record that shows a fault, where it takes one.
+    pub(super) fn poison(fault: Fault) -> Option<(u8, u8)> {
+        match fault {
+            Fault::ForgottenCondemnation => Some((0, 1)),
+            Fault::ReplaceWithHole | Fault::ReplaceOfAnybody => Some((0, 2)),
+            _ => None,
+        }
+    }
+
+    #[test]
+    fn every_history_of_a_refused_batch_delivers_each_record_once() {
+        let poison = Some((0, 2));
+        explore(
+            "a record that the table does not take",
+            World {
+                poison,
+                ..world([2, 0, 1, 0], NOTHING)
+            },
+            &[properties::PIPELINED, properties::REPLACED],
+        );
+    }
+
+    #[test]
+    fn every_history_of_a_refused_batch_and_a_crash_delivers_each_record_once() {
+        let poison = Some((0, 2));
+        explore(
+            "a record that the table does not take, and a crash",
+            World {
+                poison,
+                ..world([2, 0, 0, 0], CRASH)
+            },
+            &[properties::REPLAYED, properties::REPLACED],
+        );
+    }
+}
+
 macro_rules! must_break {
     ($($name:ident: $fault:ident => $($expected:expr),+;)*) => {$(
         #[test]
@@ -216,5 +262,9 @@ must_break! {
     what_is_committed_before_the_answer_may_be_missing: CommitBeforeAnswer => invariants::AT_LEAST_ONCE;
     a_new_token_on_a_replay_doubles: NewTokenOnReplay => invariants::AT_MOST_ONCE;
     other_rows_on_a_replay_are_seen: OtherRowsOnReplay => invariants::DETERMINISM;
+    without_the_epoch_a_stale_worker_replaces: ReplaceOfAnybody => invariants::FENCE;
+    parts_with_a_hole_between_them_lose: ReplaceWithHole => invariants::TILING, invariants::NO_GAP, properties::LANDS;
+    what_is_replaced_in_doubt_may_land_twice: ReplaceInDoubt => invariants::AT_MOST_ONCE;
+    a_forgotten_condemnation_is_seen: ForgottenCondemnation => invariants::DETERMINISM;
     without_deduplication_a_repeated_insert_doubles: NoDeduplication => invariants::AT_MOST_ONCE;
 }

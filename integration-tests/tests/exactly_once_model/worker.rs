@@ -27,6 +27,13 @@ pub(crate) enum Request {
         batch: u8,
         token: u8,
         rows: Vec<Row>,
+        condemned: bool,
+    },
+    Replace {
+        from: u8,
+        batch: u8,
+        parts: Vec<Cut>,
+        epochs: Epochs,
     },
     Commit {
         from: u8,
@@ -44,6 +51,7 @@ impl Request {
     pub(crate) fn from(&self) -> u8 {
         let (Self::Prepare { from, .. }
         | Self::Insert { from, .. }
+        | Self::Replace { from, .. }
         | Self::Commit { from, .. }
         | Self::Finish { from, .. }) = self;
         *from
@@ -54,6 +62,7 @@ impl Request {
         match self {
             Self::Prepare { cut, .. } => Some(Step::Prepare(names::batch(cut.id))),
             Self::Insert { batch, .. } => Some(Step::Send(names::batch(*batch))),
+            Self::Replace { batch, .. } => Some(Step::Replace(names::batch(*batch))),
             Self::Commit { batch, .. } => Some(Step::Commit(names::batch(*batch))),
             Self::Finish { .. } => None,
         }
@@ -107,7 +116,7 @@ impl Worker {
             |id: u8, epochs: &Epochs| self.open.get(&id).is_some_and(|open| self.epochs(&open.cut) == *epochs);
         let now = match request {
             Request::Prepare { cut, epochs, .. } => current(cut.id, epochs),
-            Request::Commit { batch, epochs, .. } => current(*batch, epochs),
+            Request::Replace { batch, epochs, .. } | Request::Commit { batch, epochs, .. } => current(*batch, epochs),
             Request::Insert { .. } => true,
             Request::Finish { shard, epoch, .. } => self.held.get(shard).is_some_and(|held| held.epoch == *epoch),
         };
@@ -146,7 +155,8 @@ impl Worker {
         for (shard, _, to) in &slices {
             self.held.get_mut(shard).expect("a held shard").next = *to;
         }
-        let cut = Cut { id, slices };
+        let condemned = false;
+        let cut = Cut { id, slices, condemned };
         self.tracker.building(names::batch(id), shards(&cut));
         self.tracker.built(names::batch(id), shards(&cut), Admission::Prepare);
         self.open.insert(
@@ -214,6 +224,20 @@ impl Worker {
                         });
                     }
                 }
+                Step::Replace(_) => {
+                    let mut parts = open.cut.parts(self.process * BATCHES + self.made);
+                    self.made += u8::try_from(parts.len()).expect("two parts");
+                    assert!(self.made <= BATCHES, "more batches than there are names for");
+                    if fault == Fault::ReplaceWithHole && parts.len() > 1 {
+                        parts.pop();
+                    }
+                    sent.insert(Request::Replace {
+                        from,
+                        batch: id,
+                        parts,
+                        epochs,
+                    });
+                }
                 Step::Commit(_) => {
                     sent.insert(Request::Commit {
                         from,
@@ -248,11 +272,13 @@ impl Worker {
             rows.pop();
         }
         let from = self.process;
+        let condemned = open.cut.condemned && !(open.replay && fault == Fault::ForgottenCondemnation);
         Request::Insert {
             from,
             batch,
             token,
             rows,
+            condemned,
         }
     }
 
@@ -271,6 +297,11 @@ impl Worker {
     pub(crate) fn answered(&mut self, step: Step, accepted: bool) {
         self.awaits.remove(&step);
         let id = names::batch_number(step.batch());
+        if let (Step::Send(batch), false) = (step, accepted) {
+            // Nothing of it was applied: all attempts were answered so, here and, of the same table, elsewhere.
+            self.tracker.refused(batch);
+            return;
+        }
         if !accepted {
             let shards: Vec<u8> = self.open[&id].cut.slices.iter().map(|(shard, ..)| *shard).collect();
             return self.lose(&shards);
@@ -278,6 +309,19 @@ impl Worker {
         self.tracker.done(step);
         if matches!(step, Step::Commit(_)) {
             self.open.remove(&id);
+        }
+    }
+
+    /// A refused batch was replaced.
+    pub(crate) fn replaced(&mut self, batch: u8, parts: &[Cut]) {
+        self.awaits.remove(&Step::Replace(names::batch(batch)));
+        let replay = self.open.remove(&batch).is_some_and(|open| open.replay);
+        let of = |cut: &Cut| (names::batch(cut.id), shards(cut));
+        self.tracker
+            .replaced(names::batch(batch), parts.iter().map(of).collect());
+        for cut in parts {
+            let cut = cut.clone();
+            self.open.insert(cut.id, Open { cut, replay });
         }
     }
 

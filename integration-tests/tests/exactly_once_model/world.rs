@@ -11,6 +11,7 @@ use millrace_control_plane::protocol::{
     invariants::{self, Broken},
     memory::{Claims, Memory},
 };
+use millrace_data_plane::commit::tracker::Step;
 use stateright::{Model, Property};
 
 use super::{
@@ -28,6 +29,8 @@ pub(crate) struct World {
     /// What may happen, and how often.
     pub(crate) trouble: Trouble,
     pub(crate) fault: Fault,
+    /// A record that the table does not take.
+    pub(crate) poison: Option<Row>,
 }
 
 /// How often something may still happen that nobody wants.
@@ -79,6 +82,8 @@ pub(crate) enum Event {
     Cut { worker: usize, slices: Vec<(u8, u8, u8)> },
     /// A worker has read a batch of an earlier owner again.
     Replay { worker: usize, batch: u8 },
+    /// A worker gives up a batch whose insert was not answered: only where that is the fault.
+    GiveUp { worker: usize, batch: u8 },
     /// A request arrives, and its answer too, or not.
     Arrive { request: Request, answered: bool },
     /// A worker dies and starts again, knowing nothing.
@@ -159,6 +164,11 @@ impl Model for World {
                 true
             }
             Event::Replay { worker, batch } => Arc::make_mut(&mut next.workers[worker]).rebuilt(batch),
+            Event::GiveUp { worker, batch } => {
+                let worker = Arc::make_mut(&mut next.workers[worker]);
+                worker.answered(Step::Send(names::batch(batch)), false);
+                true
+            }
             Event::Arrive { request, answered } => self.arrive(&mut next, &request, answered),
             Event::Crash { worker } => {
                 next.trouble.crashes[worker] -= 1;
@@ -204,6 +214,13 @@ impl World {
                 let (worker, batch) = (at, *id);
                 events.push(Event::Replay { worker, batch });
             }
+        }
+        if self.fault == Fault::ReplaceInDoubt {
+            let sends = worker.awaits.iter().filter(|step| matches!(step, Step::Send(_)));
+            events.extend(sends.map(|step| {
+                let (worker, batch) = (at, names::batch_number(step.batch()));
+                Event::GiveUp { worker, batch }
+            }));
         }
         if !missing(state, at).is_empty() {
             events.push(Event::Report { worker: at });
@@ -279,7 +296,18 @@ impl World {
     fn arrive(&self, next: &mut State, request: &Request, answered: bool) -> bool {
         let before = Arc::clone(&next.control);
         let (changed, accepted) = match request {
+            Request::Insert { rows, condemned, .. }
+                if !condemned && self.poison.is_some_and(|row| rows.contains(&row)) =>
+            {
+                (false, false)
+            }
             Request::Insert { token, rows, .. } => (self.insert(&mut next.table, *token, rows), true),
+            Request::Replace {
+                from,
+                batch,
+                parts,
+                epochs,
+            } => outcome(&self.replace(&mut next.control, *from, *batch, parts, epochs)),
             Request::Prepare { from, cut, epochs } => outcome(&self.prepare(&mut next.control, *from, cut, epochs)),
             Request::Commit { from, batch, epochs } => outcome(&self.commit(&mut next.control, *from, *batch, epochs)),
             Request::Finish { shard, epoch, .. } => outcome(&self.finish(&mut next.control, *shard, *epoch)),
@@ -292,6 +320,7 @@ impl World {
         }
         let worker = Arc::make_mut(&mut next.workers[names::worker_of(request.from())]);
         match (request.step(), request) {
+            (Some(_), Request::Replace { batch, parts, .. }) if accepted => worker.replaced(*batch, parts),
             (Some(step), _) => worker.answered(step, accepted),
             (None, Request::Finish { shard, epoch, .. }) => {
                 // The next assignment does not name it any more.
@@ -377,6 +406,49 @@ impl World {
         Ok(true)
     }
 
+    fn replace(
+        &self,
+        control: &mut Arc<Memory>,
+        from: u8,
+        batch: u8,
+        parts: &[Cut],
+        epochs: &Epochs,
+    ) -> Result<bool, Refusal> {
+        let id = names::batch(batch);
+        let parts: Vec<_> = parts.iter().map(Cut::open_batch).collect();
+        let mut caller = names::instance(from).clone();
+        let mut claims = names::claims(epochs);
+        if self.fault == Fault::ReplaceOfAnybody {
+            let shards = parts.iter().flat_map(|part| &part.slices).map(|slice| &slice.shard);
+            (caller, claims) = holder(&control.ledger, shards, caller);
+        }
+        let known = protocol::Known {
+            old: control.batches.get(&id),
+            open: &control.batches,
+            committed: &control.committed,
+        };
+        let replaced = match protocol::replace(&control.ledger, known, &caller, id, &parts, &claims) {
+            Ok(protocol::Replace::Already) => return Ok(false),
+            Ok(protocol::Replace::Store(replaced)) => replaced,
+            Err(Refusal::NotTiling { .. } | Refusal::OtherRecords { .. }) if self.fault == Fault::ReplaceWithHole => {
+                let place = |slice: &millrace_common::position::Slice| {
+                    let mut open = control.ledger.open(&slice.shard).iter();
+                    open.find(|open| open.batch == id).map_or(0, |open| open.ordinal)
+                };
+                protocol::Replaced {
+                    ordinals: parts
+                        .iter()
+                        .map(|part| part.slices.iter().map(place).collect())
+                        .collect(),
+                    moved: Vec::new(),
+                }
+            }
+            Err(refusal) => return Err(refusal),
+        };
+        Arc::make_mut(control).put_in_place(id, &parts, &replaced);
+        Ok(true)
+    }
+
     fn finish(&self, control: &mut Arc<Memory>, shard: u8, epoch: u64) -> Result<bool, Refusal> {
         let (shard, epoch, children) = (names::shard(shard), Epoch(epoch), names::children());
         if self.fault == Fault::FinishWithOpenBatches {
@@ -426,6 +498,12 @@ fn fence(before: &Memory, after: &Memory, changed: bool, request: &Request) -> R
         Request::Insert { .. } => return Ok(()),
         Request::Finish { shard, epoch, .. } => {
             return invariants::fence_lease(before, after, &names::claims(&vec![(*shard, *epoch)]));
+        }
+        Request::Replace {
+            from, parts, epochs, ..
+        } => {
+            let slices = parts.iter().flat_map(|part| &part.slices);
+            (from, epochs, slices.map(|(shard, ..)| names::shard(*shard)).collect())
         }
         Request::Prepare { from, cut, epochs } => {
             let shards: Vec<_> = cut.slices.iter().map(|(shard, ..)| names::shard(*shard)).collect();

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use millrace_common::batch::{Counts, OpenBatch};
+use millrace_common::batch::{Counts, OpenBatch, Terms};
 use millrace_common::clock::Clock;
 use millrace_common::crypto::{KEY_LEN, Sealer};
 use millrace_common::ids::{BatchId, CredentialUid, Epoch, Incarnation, PipeUid, Revision, ShardId, WorkerInstance};
@@ -236,6 +236,7 @@ pub(crate) fn batch(slices: Vec<Slice>, rows: u64) -> OpenBatch {
         slices,
         counts,
         digest: [9; 16],
+        terms: Terms::default(),
     }
 }
 

@@ -34,6 +34,7 @@ fn prepare_request() -> v1::PrepareBatchRequest {
         rows: 10,
         rejected_records: 1,
         digest: vec![7; 16],
+        ..Default::default()
     };
     v1::PrepareBatchRequest {
         worker: Some(identity()),
@@ -200,4 +201,38 @@ proptest! {
         batch.slices[0].from_exclusive = place(v1::position::Place::AtTimestamp(time));
         let _ = prepare(request);
     }
+}
+
+#[test]
+fn a_replacement_claims_each_shard_once() {
+    let part = |id: &str, condemned: &str| v1::OpenBatch {
+        batch_id: id.into(),
+        condemned: condemned.into(),
+        part: true,
+        records: 4,
+        ..prepare_request().batch.unwrap_or_default()
+    };
+    let request = |condemned: &str| v1::ReplaceBatchRequest {
+        worker: Some(identity()),
+        pipe_uid: UID.into(),
+        batch_id: "01ARZ3NDEKTSV4RRFFQ69G5FAV".into(),
+        parts: vec![
+            part("01ARZ3NDEKTSV4RRFFQ69G5FAW", ""),
+            part("01ARZ3NDEKTSV4RRFFQ69G5FAX", condemned),
+        ],
+    };
+    let read = replace(request("no")).expect("a replacement");
+    assert_eq!(read.epochs.len(), 1);
+    let condemned: Vec<_> = read.parts.iter().map(|part| part.terms.condemned.as_deref()).collect();
+    assert_eq!(condemned, [None, Some("no")]);
+    assert!(
+        read.parts
+            .iter()
+            .all(|part| part.terms.part && part.counts.records == 4)
+    );
+    let long = replace(request(&"x".repeat(MAX_CONDEMNED + 1)));
+    assert!(long.is_err(), "it decides what is built, so it is not cut");
+    let mut bad = request("");
+    bad.parts[1].digest.clear();
+    assert!(replace(bad).is_err());
 }

@@ -108,11 +108,40 @@ fn a_replay_ties_its_shards_before_it_is_rebuilt() {
     assert!(!tracker.rebuilt(id));
 }
 
+#[test]
+fn a_refused_batch_is_replaced_in_its_place() {
+    let mut tracker = Tracker::new();
+    let (a, b) = (built(&mut tracker, &[0, 1]), built(&mut tracker, &[1]));
+    for id in [a, b] {
+        assert_eq!(tracker.next_step(), Some(Step::Prepare(id)));
+        assert!(tracker.done(Step::Prepare(id)));
+        assert_eq!(tracker.next_step(), Some(Step::Send(id)));
+    }
+    assert!(tracker.done(Step::Send(b)));
+    assert!(tracker.refused(a));
+    assert!(!tracker.done(Step::Send(a)), "it was refused");
+    assert_eq!(tracker.next_step(), Some(Step::Replace(a)));
+    assert_eq!(tracker.next_step(), None, "b waits for what replaces a");
+    let (first, second) = (BatchId::new(), BatchId::new());
+    assert!(tracker.replaced(a, vec![(first, shards(&[0])), (second, shards(&[0, 1]))]));
+    assert_eq!(tracker.next_step(), Some(Step::Send(first)));
+    assert_eq!(tracker.next_step(), Some(Step::Send(second)));
+    assert!(tracker.done(Step::Send(second)));
+    assert_eq!(tracker.next_step(), None);
+    assert!(tracker.done(Step::Send(first)));
+    for id in [first, second, b] {
+        assert_eq!(tracker.next_step(), Some(Step::Commit(id)));
+        assert!(tracker.done(Step::Commit(id)));
+    }
+    assert!(tracker.is_empty());
+}
+
 #[derive(Debug, Clone)]
 enum Action {
     Build(BTreeSet<u8>, bool),
     Step,
     Finish(usize),
+    Refuse(usize),
     Lose(u8),
 }
 
@@ -121,6 +150,7 @@ fn action() -> impl Strategy<Value = Action> {
         3 => (prop::collection::btree_set(0..5u8, 1..4), any::<bool>()).prop_map(|(of, open)| Action::Build(of, open)),
         4 => Just(Action::Step),
         4 => any::<usize>().prop_map(Action::Finish),
+        1 => any::<usize>().prop_map(Action::Refuse),
         1 => (0..5u8).prop_map(Action::Lose),
     ]
 }
@@ -162,6 +192,10 @@ impl World {
                     prop_assert!(older.all(|other| self.sent.contains(other)), "sent out of order");
                 }
             }
+            Step::Replace(_) => {
+                prop_assert!(!self.running.iter().any(|other| matches!(other, Step::Replace(_))));
+                prop_assert!(!self.sent.contains(&id), "replaced after it was acknowledged");
+            }
             Step::Commit(_) => {
                 prop_assert!(self.sent.contains(&id), "committed before it was sent");
                 for shard in &self.of[&id] {
@@ -173,9 +207,41 @@ impl World {
         Ok(())
     }
 
+    /// Finishes a step.
+    fn end(&mut self, tracker: &mut Tracker, step: Step) -> Result<(), TestCaseError> {
+        if let Step::Replace(id) = step {
+            let parts = self.replace(id);
+            prop_assert!(tracker.replaced(id, parts));
+        } else {
+            prop_assert!(tracker.done(step));
+            self.finish(step);
+        }
+        Ok(())
+    }
+
+    /// The first shard of a batch is cut in two, and what follows it goes with the second half.
+    fn replace(&mut self, id: BatchId) -> Vec<(BatchId, BTreeSet<ShardId>)> {
+        let of = self.of[&id].clone();
+        let first: BTreeSet<_> = of.iter().take(1).cloned().collect();
+        let parts = vec![(BatchId::new(), first), (BatchId::new(), of)];
+        for (shard, chain) in &mut self.chains {
+            if let Some(at) = chain.iter().position(|other| *other == id) {
+                let of_shard = parts.iter().filter(|(_, of)| of.contains(shard)).map(|(id, _)| *id);
+                chain.splice(at..=at, of_shard);
+            }
+        }
+        for (id, of) in &parts {
+            self.recorded.insert(*id);
+            self.admitted.insert(*id);
+            self.of.insert(*id, of.clone());
+        }
+        parts
+    }
+
     fn finish(&mut self, step: Step) {
         let id = step.batch();
         match step {
+            Step::Replace(_) => {}
             Step::Prepare(_) => drop(self.admitted.insert(id)),
             Step::Send(_) => drop(self.sent.insert(id)),
             Step::Commit(_) => self
@@ -239,10 +305,16 @@ proptest! {
                 }
                 Action::Finish(which) if !world.running.is_empty() => {
                     let step = world.running.swap_remove(which % world.running.len());
-                    prop_assert!(tracker.done(step));
-                    world.finish(step);
+                    world.end(&mut tracker, step)?;
                 }
-                Action::Finish(_) => {}
+                Action::Refuse(which) if !world.running.is_empty() => {
+                    let at = which % world.running.len();
+                    if let Step::Send(id) = world.running[at] {
+                        world.running.swap_remove(at);
+                        prop_assert!(tracker.refused(id));
+                    }
+                }
+                Action::Finish(_) | Action::Refuse(_) => {}
                 Action::Lose(n) => world.lose(&tracker.drop_shards([shard(n)].into()))?,
             }
         }
@@ -253,8 +325,7 @@ proptest! {
             } else {
                 prop_assert!(!world.running.is_empty(), "nothing runs and nothing can be done");
                 let step = world.running.remove(0);
-                prop_assert!(tracker.done(step));
-                world.finish(step);
+                world.end(&mut tracker, step)?;
             }
         }
     }

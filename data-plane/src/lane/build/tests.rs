@@ -115,6 +115,7 @@ fn job(recipe: &Arc<Recipe>, id: BatchId, pipe: PipeUid, runs: Vec<Run>, limits:
         rules: limits.map(Rules::new),
         bench: None,
         budget: Budget::new(1 << 30),
+        terms: Terms::default(),
     }
 }
 
@@ -305,6 +306,35 @@ fn another_batch_is_not_taken_for_the_prepared_one() {
     let error =
         Prepared::replayed(claim(pipe, &other_digest), rebuild(&recipe, pipe, &prepared, 3)).expect_err("diverged");
     assert!(error.to_string().contains(&prepared.id.to_string()), "{error}");
+}
+
+#[test]
+fn a_part_does_not_send_malformed_records_again_and_a_condemned_record_is_no_row() {
+    let (recipe, pipe, id) = (recipe(), PipeUid::new(), BatchId::new());
+    let build_with = |to, terms: &Terms| {
+        let mut job = job(&recipe, id, pipe, vec![run(0, 0, to, 5)], None);
+        job.terms = terms.clone();
+        build(job).built.expect("records")
+    };
+    let whole = build_with(20, &Terms::default());
+    let mut terms = Terms {
+        part: true,
+        ..Terms::default()
+    };
+    let part = build_with(20, &terms);
+    assert_eq!(part.batch.counts, whole.batch.counts, "they are counted with the part");
+    assert_eq!(bytes(&part.rows), bytes(&whole.rows));
+    assert!(part.errors.is_none(), "they are in the error table already");
+    terms.condemned = Some("no".to_owned());
+    let condemned = build_with(1, &terms);
+    assert_eq!(
+        (condemned.batch.counts.rows, condemned.batch.counts.rejected_records),
+        (0, 1)
+    );
+    assert!(condemned.rows.is_none() && condemned.errors.is_some());
+    assert_eq!(condemned.batch.digest, build_with(1, &terms).batch.digest);
+    terms.condemned = Some("other words".to_owned());
+    assert_ne!(condemned.batch.digest, build_with(1, &terms).batch.digest);
 }
 
 #[test]

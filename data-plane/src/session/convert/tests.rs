@@ -77,6 +77,7 @@ fn wire_lane() -> wire::Lane {
             rows: 3,
             rejected_records: 1,
             digest: vec![9; 16],
+            ..Default::default()
         }],
     }
 }

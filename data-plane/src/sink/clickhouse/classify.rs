@@ -17,7 +17,8 @@ pub enum Class {
     Schema,
     /// A person has to change something at the destination; probe now and then.
     Pause,
-    /// Rows that the server cannot take, which should have been judged before.
+    /// Rows that the server does not take: a constraint, an expression of the table that throws. Nobody can judge them but
+    /// the server. They are found, and go to the error table.
     Poison,
     /// A defect of Millrace.
     Bug,
@@ -172,19 +173,24 @@ pub(super) fn remedy(class: Class, code: Option<u32>) -> &'static str {
         (_, Some(164 | 291 | code::ACCESS_DENIED)) => {
             "GRANT INSERT on the table and its error table to the user, whose profile must allow inserts with settings"
         }
-        (_, Some(395)) => "a materialized view of the table throws: mend or drop it; Millrace goes on by itself",
+        (_, Some(395)) => {
+            "an expression of the table or of one of its materialized views throws: mend or drop it; Millrace goes on by itself"
+        }
         (_, Some(774)) => "the table is set read-only: MODIFY SETTING table_readonly = 0; Millrace goes on by itself",
         (_, code) if is_unknown(code) => {
             "Millrace does not know this error and keeps trying: look at what the server says"
         }
         (_, Some(code::TOO_MANY_PARTS)) if class == Class::Pause => {
-            "raise max_partitions_per_insert_block for the user, or partition the table more coarsely"
+            "let the user set max_partitions_per_insert_block, raise it, or partition the table more coarsely"
         }
         (Class::Retry, _) => "Millrace keeps trying",
         (Class::Load, _) => "Millrace slows down and keeps trying",
         (Class::Schema, _) => "undo the change of the table, or update the pipe to fit it",
         (Class::Pause, _) => "mend what the server says; Millrace goes on by itself",
-        (Class::Poison | Class::Bug, _) => "this is a defect of Millrace: please report it",
+        (Class::Poison, _) => {
+            "some of its rows are against a rule of the table: change the rule, and Millrace goes on by itself"
+        }
+        (Class::Bug, _) => "this is a defect of Millrace: please report it",
     }
 }
 

@@ -18,7 +18,7 @@ const MESSAGE_BYTES: usize = 2_000;
 /// How long to wait before a destination that a person has to mend is asked again.
 const PROBE: std::time::Duration = std::time::Duration::from_secs(60);
 
-const EXCEPTION_CODE: &str = "x-clickhouse-exception-code";
+pub(super) const EXCEPTION_CODE: &str = "x-clickhouse-exception-code";
 /// How the names of ClickHouse's own headers begin: each of its answers has some.
 const HEADERS: &str = "x-clickhouse-";
 
@@ -37,6 +37,8 @@ pub struct Insert<'a> {
     pub token: &'a str,
     /// Name of the attempt in `system.query_log`.
     pub query_id: &'a str,
+    /// The block may belong to any number of partitions.
+    pub any_partitions: bool,
 }
 
 /// A block that is in the table.
@@ -59,6 +61,9 @@ pub struct InsertError {
     pub status: Option<u16>,
     /// What was said.
     pub message: String,
+    /// ClickHouse itself has said it of this attempt, in an answer that it gave to nothing else. Where it is not so, the
+    /// attempt may have been carried out.
+    pub is_certain: bool,
 }
 
 impl InsertError {
@@ -69,6 +74,7 @@ impl InsertError {
             code: None,
             status: None,
             message,
+            is_certain: false,
         }
     }
 
@@ -134,6 +140,9 @@ pub(super) fn url_query(database: &str, insert: &Insert<'_>, optional: Optional)
     query.append_pair("insert_deduplication_token", insert.token);
     query.extend_pairs(SETTINGS);
     query.extend_pairs(optional.settings());
+    if insert.any_partitions {
+        query.append_pair("max_partitions_per_insert_block", "0");
+    }
     if insert.lz4 {
         query.append_pair("decompress", "1");
     }
@@ -152,6 +161,7 @@ fn statement(database: &str, insert: &Insert<'_>) -> Result<String, InsertError>
             code: None,
             status: None,
             message,
+            is_certain: false,
         });
     }
     Ok(format!(
@@ -201,7 +211,8 @@ fn code_of(answer: &Answer) -> Option<u32> {
         .filter(|code| *code != 0)
 }
 
-fn refusal(answer: &Answer) -> InsertError {
+/// What an answer says that is not an acknowledgement.
+pub(super) fn refusal(answer: &Answer) -> InsertError {
     let (status, code, text) = (answer.status.as_u16(), code_of(answer), text(&answer.body));
     let class = match code {
         // A code that is not in the table, and a success with a body that has no business there: not an
@@ -221,6 +232,8 @@ fn refusal(answer: &Answer) -> InsertError {
         code,
         status: Some(status),
         message,
+        // An exception behind the head of a success came late: who knows what went before.
+        is_certain: code.is_some() && status != 200,
     }
 }
 
@@ -333,6 +346,7 @@ mod tests {
             lz4: true,
             token: "01J&insert_deduplicate=0",
             query_id: "q",
+            any_partitions: false,
         };
         let query = url_query("my db", &insert, Optional::default()).unwrap();
         let pairs: Vec<(String, String)> = url::form_urlencoded::parse(query.as_bytes()).into_owned().collect();
@@ -378,6 +392,7 @@ mod tests {
             lz4: false,
             token: "x",
             query_id: "q",
+            any_partitions: false,
         };
         assert_eq!(
             url_query("d", &insert, Optional::default()).unwrap_err().class,

@@ -366,7 +366,7 @@ fn a_call_asks_for_as_many_records_as_a_page_holds() {
                 sequence_number: number(n),
                 partition_key: "key".to_owned(),
                 arrival_millis: 0,
-                data: vec![b'x'; payload],
+                data: vec![b'x'; payload].into(),
             })
             .collect();
         bed.accepted(reply);
