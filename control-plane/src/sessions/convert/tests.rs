@@ -80,6 +80,7 @@ fn a_prepared_batch_comes_back_as_an_open_one() {
     );
     let mut expected = request.batch.unwrap();
     expected.slices[0].epoch = 0;
+    (expected.records, expected.bytes) = (request.records, request.bytes);
     assert_eq!(open_batch(&read.batch), expected);
 }
 
