@@ -317,10 +317,10 @@ async fn a_reader_that_was_held_up_renews_its_iterator_and_loses_nothing() -> Re
     let options = bed.options(&shard_id(0), Position::TrimHorizon)?;
     // Room for one page: the reader stands still until it is taken.
     let mut reading = Reading::start(bed.client.clone(), options, Budget::new(64 * MIB), 1);
-    let mut records = reading.records(10_000).await?;
-    for _ in 0..2 {
+    let mut records = Vec::new();
+    while records.len() < 30_000 {
+        records.extend(reading.page().await?.context("the reader ended early")?.records);
         bed.kinesis.clock().advance(Duration::from_secs(360));
-        records.extend(reading.records(10_000).await?);
     }
     bed.put(30_000..30_005, 10)?;
     bed.kinesis.clock().advance(Duration::from_secs(360));
