@@ -211,7 +211,7 @@ impl ClickHouse {
         let (code, mood) = (self.codes.lock().pop_front(), *self.mood.lock());
         let code = match (code, mood) {
             (Some(code), _) | (None, Mood::Refusing(code)) => code,
-            (None, Mood::Well) => return Ok(Response::default()),
+            (None, Mood::Well) => return Ok(acknowledgement()),
             (None, Mood::Broken) => return Err("broken for the test".into()),
             (None, Mood::Silent) => return std::future::pending().await,
         };

@@ -279,7 +279,11 @@ mod tests {
     #[test]
     fn an_acknowledgement_is_200_without_exception_and_with_an_empty_body() {
         assert_eq!(outcome(&answer(200, &[SUMMARY], "")), Ok(Inserted { written_rows: 42 }));
-        assert_eq!(outcome(&answer(200, &[], "\n")), Ok(Inserted { written_rows: 0 }));
+        let id = ("x-clickhouse-query-id", "q");
+        assert_eq!(outcome(&answer(200, &[id], "\n")), Ok(Inserted { written_rows: 0 }));
+        // Not of ClickHouse: of whatever else may stand at its address.
+        let error = outcome(&answer(200, &[("content-type", "text/html")], "")).unwrap_err();
+        assert_eq!((error.class, error.code), (Class::Retry, None));
     }
 
     #[test]
