@@ -1,9 +1,10 @@
 //! ResetPosition: what is read again comes again, once.
 
+use millrace_integration_tests::process::eventually;
 use millrace_proto::api::v1::{self as proto, DesiredState, IteratorType, PipeState, PositionEffect};
 use tonic::Code;
 
-use super::bed::{Bed, HOUR, each};
+use super::bed::{Bed, HOUR, LIMIT, each};
 
 fn to(iterator_type: IteratorType) -> proto::ResetPositionRequest {
     proto::ResetPositionRequest {
@@ -56,7 +57,8 @@ async fn what_is_read_again_comes_again_once() {
         (1, "user", "TRIM_HORIZON")
     );
 
-    // The last hundred again, by time, without stopping: nothing is open while nothing comes.
+    // The last hundred again, by time, without stopping: nothing is open while nothing comes, once the rows that are there
+    // are committed too.
     let by_time = proto::ResetPositionRequest {
         timestamp: Some(prost_types::Timestamp {
             seconds: bed.clock.now().as_second() - 60,
@@ -64,7 +66,9 @@ async fn what_is_read_again_comes_again_once() {
         }),
         ..to(IteratorType::AtTimestamp)
     };
-    bed.reset("again", by_time).await.expect("a reset");
+    eventually("a reset", LIMIT, || bed.reset("again", by_time.clone()))
+        .await
+        .expect("a reset");
     let mut wanted = each(0..500, 2);
     wanted.extend(each(500..600, 3));
     bed.until_rows("again", &wanted).await;
