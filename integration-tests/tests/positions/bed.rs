@@ -13,7 +13,7 @@ use jiff::Timestamp;
 use millrace_common::{
     clock::Clock,
     crypto::{KEY_LEN, Sealer},
-    grpc,
+    error, grpc,
 };
 use millrace_control_plane::app::{self, App};
 use millrace_integration_tests::{
@@ -320,7 +320,8 @@ impl Bed {
         text.lines().map(row).collect()
     }
 
-    /// Waits until a table holds just these ids, each so often.
+    /// Waits until a table holds just these ids, each so often, and the pipe of its name has committed them: rows are there a
+    /// moment before that.
     pub(crate) async fn until_rows(&self, table: &str, wanted: &BTreeMap<u64, u64>) {
         eventually(&format!("rows of {table}"), LIMIT, || async {
             let found = self.rows(table).await;
@@ -333,6 +334,20 @@ impl Bed {
                     found.len(),
                     wanted.len()
                 ))
+            }
+        })
+        .await
+        .expect("in time");
+        let preview = || proto::ResetPositionRequest {
+            iterator_type: proto::IteratorType::Latest.into(),
+            validate_only: true,
+            ..Default::default()
+        };
+        eventually(&format!("commits of {table}"), LIMIT, || async {
+            let refused = self.reset(table, preview()).await.err();
+            match refused.filter(|refused| error::reason(refused).as_deref() == Some("OPEN_BATCHES")) {
+                Some(open) => Err(anyhow::anyhow!("{open}")),
+                None => Ok(()),
             }
         })
         .await
