@@ -170,7 +170,8 @@ impl Finished {
     }
 }
 
-fn fresh(shard: &NewShard) -> Shard {
+/// A shard of which nothing was read.
+pub(super) fn fresh(shard: &NewShard) -> Shard {
     Shard {
         parents: shard.parents.clone(),
         phase: ShardPhase::Waiting,

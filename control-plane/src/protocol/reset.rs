@@ -18,7 +18,7 @@ use millrace_common::{
     position::Position,
 };
 
-use super::{Ledger, NewShard, Refusal, Shard, ShardPhase};
+use super::{Ledger, NewShard, Refusal, Shard, ShardPhase, lineage::fresh};
 
 /// Where a shard is to go.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -107,17 +107,7 @@ pub fn reset(ledger: &Ledger, plan: &Plan) -> Result<Reset, Refusal> {
         .collect();
     let new: Vec<&NewShard> = plan.new.iter().filter(|shard| !after.contains_key(&shard.id)).collect();
     for shard in &new {
-        after.insert(
-            &shard.id,
-            Shard {
-                parents: shard.parents.clone(),
-                phase: ShardPhase::Waiting,
-                epoch: Epoch::default(),
-                owner: None,
-                checkpoint: shard.start.clone(),
-                committed: 0,
-            },
-        );
+        after.insert(&shard.id, fresh(shard));
     }
     for (id, target) in &targets {
         if let Some(row) = after.get_mut(*id) {

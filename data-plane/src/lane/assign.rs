@@ -215,7 +215,7 @@ impl Lane {
     }
 
     /// Shards that could not be drained in time go as they are: their recorded batches stay open for the next owner. In a
-    /// lane that stands still for good that is known at once.
+    /// lane that waits for a person that is known at once.
     pub(super) fn give_up_slow_releases(&mut self, now: Instant) {
         let patience = if self.halted.is_some() {
             Duration::ZERO
