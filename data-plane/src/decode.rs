@@ -26,7 +26,10 @@ mod best_effort;
 mod cursor;
 mod infer;
 mod json_text;
+pub(crate) mod keys;
+mod lanes;
 mod number;
+mod plain;
 mod plan;
 mod reject;
 mod scalar;
@@ -43,10 +46,8 @@ pub use reject::{Rejection, RejectionKind};
 use crate::batch::block::Block;
 use crate::batch::block::column::Column;
 use cursor::Cursor;
+use keys::Pattern;
 use reject::{Attempt, Fail};
-
-/// Longest key that is predicted; longer ones are looked up.
-const PREDICTED_BYTES: usize = 31;
 
 /// Most keys of a record that are predicted; a record with more is unusual, and its rest is looked up.
 const PREDICTED_KEYS: usize = 1024;
@@ -86,11 +87,21 @@ pub struct Decoder {
 /// The key that stood at this place in the record before.
 #[derive(Debug, Clone, Copy)]
 struct Predicted {
-    length: u8,
-    bytes: [u8; PREDICTED_BYTES],
-    /// Its number in the plan, unless it is not mapped.
-    key: Option<u32>,
+    pattern: Pattern,
+    found: Found,
 }
+
+/// What a key is for: numbers of the plan, or [`NONE`].
+#[derive(Debug, Clone, Copy)]
+struct Found {
+    /// The column that it is for, if it is for nothing else.
+    column: u32,
+    /// The key, if it is mapped.
+    key: u32,
+}
+
+/// No column, or no key.
+const NONE: u32 = u32::MAX;
 
 impl Decoder {
     /// A decoder for this plan; its blocks must be [`Block::new`] of the same plan.
@@ -98,7 +109,7 @@ impl Decoder {
         Decoder {
             predicted: Vec::new(),
             record: 0,
-            seen_keys: vec![0; plan.keys.len()],
+            seen_keys: vec![0; plan.uses.len()],
             seen_columns: vec![0; plan.insert_columns().len()],
             branches: Vec::new(),
             plan,
@@ -106,6 +117,7 @@ impl Decoder {
     }
 
     /// Appends the record to the block as one row. On `Err` the block is exactly as before and the decoder can go on.
+    #[inline(never)]
     pub fn decode(&mut self, payload: &[u8], meta: &RecordMeta<'_>, block: &mut Block) -> Result<(), Rejection> {
         match self.append(payload, meta, block) {
             Ok(()) => {
@@ -148,75 +160,98 @@ impl Decoder {
         }
         for place in 0.. {
             let start = cursor.position();
-            match self.next_key(cursor, place)? {
-                Some(key) => self.append_field(key as usize, start, cursor, block)?,
-                None => {
-                    cursor.skip_value()?;
-                }
+            let Found { column, key } = match self.predicted.get(place) {
+                Some(predicted) if cursor.eat_key(&predicted.pattern) => predicted.found,
+                _ => self.look_up_key(cursor, place)?,
+            };
+            if column != NONE {
+                self.append_only(column as usize, key, start, cursor, block)?;
+            } else if key != NONE {
+                self.append_several(key as usize, start, cursor, block)?;
+            } else {
+                cursor.skip_value()?;
             }
-            if !cursor.next_item(b'}')? {
+            if !cursor.next_key_follows() && !cursor.next_item(b'}')? {
                 break;
             }
         }
         Ok(())
     }
 
-    /// Reads the next key, up to its value, and finds it in the plan.
-    #[inline]
-    fn next_key(&mut self, cursor: &mut Cursor<'_>, place: usize) -> Attempt<Option<u32>> {
-        if let Some(predicted) = self.predicted.get(place)
-            && cursor.eat_key(&predicted.bytes[..usize::from(predicted.length)])
-        {
-            cursor.after_key()?;
-            return Ok(predicted.key);
-        }
-        self.look_up_key(cursor, place)
-    }
-
-    fn look_up_key(&mut self, cursor: &mut Cursor<'_>, place: usize) -> Attempt<Option<u32>> {
+    /// Reads the next key, up to its value, and finds what it is for.
+    #[inline(never)]
+    fn look_up_key(&mut self, cursor: &mut Cursor<'_>, place: usize) -> Attempt<Found> {
         let name = cursor.key()?;
-        let key = self.plan.key(&name.resolve());
-        let raw = name.raw();
-        if raw.len() <= PREDICTED_BYTES && !name.has_escapes() && place < PREDICTED_KEYS {
-            let mut predicted = Predicted {
-                length: raw.len() as u8,
-                bytes: [0; PREDICTED_BYTES],
-                key,
-            };
-            predicted.bytes[..raw.len()].copy_from_slice(raw);
-            if place < self.predicted.len() {
-                self.predicted[place] = predicted;
-            } else if place == self.predicted.len() {
-                self.predicted.push(predicted);
-            }
+        let key = if name.has_escapes() {
+            self.plan.keys.find(&name.resolve())
+        } else {
+            self.plan.keys.find(name.raw())
+        };
+        let known = key.and_then(|key| self.plan.keys.pattern(key as usize));
+        let predicted = Predicted {
+            pattern: known.copied().unwrap_or_else(|| Pattern::of(name.raw())),
+            found: Found {
+                column: key.and_then(|key| self.plan.uses[key as usize].only_column()).unwrap_or(NONE),
+                key: key.unwrap_or(NONE),
+            },
+        };
+        if place < self.predicted.len() {
+            self.predicted[place] = predicted;
+        } else if place == self.predicted.len() && place < PREDICTED_KEYS {
+            self.predicted.push(predicted);
         }
-        Ok(key)
+        Ok(predicted.found)
     }
 
-    fn append_field(&mut self, key: usize, start: usize, cursor: &mut Cursor<'_>, block: &mut Block) -> Attempt<()> {
+    /// Reads the value of a key that is for one column.
+    #[inline(always)]
+    fn append_only(
+        &mut self,
+        column: usize,
+        key: u32,
+        start: usize,
+        cursor: &mut Cursor<'_>,
+        block: &mut Block,
+    ) -> Attempt<()> {
+        let target = &mut block.columns[column].column;
+        if std::mem::replace(&mut self.seen_columns[column], self.record) == self.record {
+            return Err(self.duplicate(key as usize, start));
+        }
+        value::append_here(cursor, target).map_err(|fail| fail.under_key(self.plan.keys.name(key as usize)))
+    }
+
+    #[cold]
+    fn duplicate(&self, key: usize, start: usize) -> Fail {
+        let name = self.plan.keys.name(key);
+        let message = format!("the key `{}` stands twice in the record", String::from_utf8_lossy(name));
+        Fail::other(RejectionKind::DuplicateKey, start, message).under_key(name)
+    }
+
+    #[inline(never)]
+    fn append_several(&mut self, key: usize, start: usize, cursor: &mut Cursor<'_>, block: &mut Block) -> Attempt<()> {
         let record = self.record;
-        let key_plan = &self.plan.keys[key];
+        let key_use = &self.plan.uses[key];
         if std::mem::replace(&mut self.seen_keys[key], record) == record {
-            let name = String::from_utf8_lossy(&key_plan.name);
-            let message = format!("the key `{name}` stands twice in the record");
-            return Err(Fail::other(RejectionKind::DuplicateKey, start, message).under_key(&key_plan.name));
+            return Err(self.duplicate(key, start));
         }
         let value = cursor.position();
-        for path in &key_plan.paths {
+        for path in &key_use.paths {
             self.branches.push((*path, value));
         }
-        let Some((first, others)) = key_plan.columns.split_first() else {
+        let Some((first, others)) = key_use.columns.split_first() else {
             return cursor
                 .skip_value()
                 .map(|_| ())
-                .map_err(|fail| fail.under_key(&key_plan.name));
+                .map_err(|fail| fail.under_key(self.plan.keys.name(key)));
         };
         self.seen_columns[*first] = record;
-        value::append(cursor, &mut block.columns[*first].column).map_err(|fail| fail.under_key(&key_plan.name))?;
+        value::append(cursor, &mut block.columns[*first].column)
+            .map_err(|fail| fail.under_key(self.plan.keys.name(key)))?;
         for other in others {
             cursor.seek(value);
             self.seen_columns[*other] = record;
-            value::append(cursor, &mut block.columns[*other].column).map_err(|fail| fail.under_key(&key_plan.name))?;
+            value::append(cursor, &mut block.columns[*other].column)
+                .map_err(|fail| fail.under_key(self.plan.keys.name(key)))?;
         }
         Ok(())
     }

@@ -9,10 +9,10 @@
 //! - A row that was taken back leaves no trace in the bytes.
 
 pub(crate) mod column;
-mod dictionary;
+pub(crate) mod dictionary;
 mod output;
 pub(crate) mod scalar;
-mod strings;
+pub(crate) mod strings;
 mod value;
 pub(crate) mod variant;
 mod variant_order;

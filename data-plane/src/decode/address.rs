@@ -2,51 +2,34 @@
 
 use std::net::Ipv6Addr;
 
+use super::lanes::{LANES, Lanes};
+
 /// A UUID of 32 hexadecimal digits, with dashes in the four usual places or none, in ClickHouse's byte order: each half
 /// as a little-endian integer.
 #[inline]
 pub(crate) fn parse_uuid(text: &[u8]) -> Option<[u8; 16]> {
-    let mut digits = [0u8; 32];
-    match text.len() {
-        32 => digits.copy_from_slice(text),
-        36 => {
-            if [8, 13, 18, 23].iter().any(|dash| text[*dash] != b'-') {
+    let digits: [u8; 32] = match (<&[u8; 36]>::try_from(text), <&[u8; 32]>::try_from(text)) {
+        (Ok(text), _) => {
+            if [text[8], text[13], text[18], text[23]] != *b"----" {
                 return None;
             }
+            let mut digits = [0; 32];
             digits[..8].copy_from_slice(&text[..8]);
             digits[8..12].copy_from_slice(&text[9..13]);
             digits[12..16].copy_from_slice(&text[14..18]);
             digits[16..20].copy_from_slice(&text[19..23]);
             digits[20..].copy_from_slice(&text[24..]);
+            digits
         }
+        (_, Ok(text)) => *text,
         _ => return None,
-    }
+    };
+    let (halves, _) = digits.as_chunks::<LANES>();
     let mut bytes = [0u8; 16];
-    let mut invalid = 0;
-    for (byte, pair) in bytes.iter_mut().zip(digits.chunks_exact(2)) {
-        let (high, low) = (HEX[usize::from(pair[0])], HEX[usize::from(pair[1])]);
-        invalid |= high | low;
-        *byte = high << 4 | (low & 0xF);
-    }
-    if invalid & 0xF0 != 0 {
-        return None;
-    }
-    bytes[..8].reverse();
-    bytes[8..].reverse();
+    bytes[..8].copy_from_slice(&Lanes::load(&halves[0]).hexadecimal()?.to_le_bytes());
+    bytes[8..].copy_from_slice(&Lanes::load(&halves[1]).hexadecimal()?.to_le_bytes());
     Some(bytes)
 }
-
-/// The value of each hexadecimal digit; 0xFF for what is none.
-const HEX: [u8; 256] = {
-    let mut table = [0xFF; 256];
-    let mut digit = 0;
-    while digit < 16 {
-        table[b"0123456789abcdef"[digit] as usize] = digit as u8;
-        table[b"0123456789ABCDEF"[digit] as usize] = digit as u8;
-        digit += 1;
-    }
-    table
-};
 
 /// Four decimal numbers up to 255 with points between; leading zeros are decimal too, as in ClickHouse.
 pub(crate) fn parse_ipv4(text: &[u8]) -> Option<u32> {

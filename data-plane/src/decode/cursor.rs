@@ -9,7 +9,11 @@
 
 use std::borrow::Cow;
 
-use super::reject::{Attempt, Fail, RejectionKind};
+use super::{
+    keys::Pattern,
+    lanes::{first_special, leading_digits},
+    reject::{Attempt, Fail, RejectionKind},
+};
 
 /// Deepest nesting of arrays and objects in a record, the record itself being level 1. One bit of a `u128` each.
 pub const MAX_DEPTH: u32 = 128;
@@ -27,7 +31,10 @@ pub(crate) struct Cursor<'a> {
 /// A JSON string between its quotes.
 #[derive(Clone, Copy)]
 pub(crate) struct Text<'a> {
-    raw: &'a [u8],
+    /// The record from the text on: what follows it may be copied along with it, which is faster than counting.
+    from: &'a [u8],
+    /// Length of the text in it, escapes and all.
+    end: usize,
     /// Length after the escapes are resolved; equal to the raw length if there are none.
     length: usize,
 }
@@ -39,6 +46,19 @@ pub(crate) struct Number<'a> {
     /// True if there is neither a fraction nor an exponent.
     pub(crate) is_integer: bool,
 }
+
+/// A number in plain digits: ±`magnitude` × 10^-`scale`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct PlainDecimal {
+    pub(crate) negative: bool,
+    /// Below 10^18.
+    pub(crate) magnitude: u64,
+    /// Digits after the point: at most 17.
+    pub(crate) scale: usize,
+}
+
+/// Most digits of a number that is read on the way: it fits 64 bits.
+const PLAIN_DIGITS: usize = 18;
 
 impl<'a> Cursor<'a> {
     pub(crate) fn new(bytes: &'a [u8]) -> Cursor<'a> {
@@ -81,8 +101,16 @@ impl<'a> Cursor<'a> {
         self.bytes.get(self.position).copied()
     }
 
-    #[inline]
+    #[inline(always)]
     pub(crate) fn skip_space(&mut self) {
+        // Most records have none.
+        if let Some(0..=b' ') = self.peek() {
+            self.skip_more_space();
+        }
+    }
+
+    #[inline(never)]
+    fn skip_more_space(&mut self) {
         while let Some(b' ' | b'\n' | b'\r' | b'\t') = self.peek() {
             self.position += 1;
         }
@@ -159,43 +187,54 @@ impl<'a> Cursor<'a> {
         Ok(())
     }
 
-    /// If the text at the cursor is exactly `"key"`, goes past it.
-    #[inline]
-    pub(crate) fn eat_key(&mut self, key: &[u8]) -> bool {
-        let rest = &self.bytes[self.position..];
-        let matches = rest.len() >= key.len() + 2
-            && rest[0] == b'"'
-            && rest[key.len() + 1] == b'"'
-            && rest[1..=key.len()] == *key;
-        if matches {
-            self.position += key.len() + 2;
+    /// If this key stands at the cursor, goes past it and its colon, to the start of the value.
+    #[inline(always)]
+    pub(super) fn eat_key(&mut self, key: &Pattern) -> bool {
+        let length = key.of_text(self.rest());
+        if length > 0 {
+            self.position += length;
+            self.skip_space();
         }
-        matches
+        length > 0
+    }
+
+    #[inline(always)]
+    fn rest(&self) -> &'a [u8] {
+        self.bytes.get(self.position..).unwrap_or_default()
+    }
+
+    /// True, and past the comma, if another key follows without any space.
+    #[inline(always)]
+    pub(super) fn next_key_follows(&mut self) -> bool {
+        let follows = self.rest().first_chunk() == Some(b",\"");
+        self.position += usize::from(follows);
+        follows
     }
 
     /// The string at the cursor, which stands on its opening quote.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn string(&mut self) -> Attempt<Text<'a>> {
-        let start = self.position + 1;
-        let end = find_special(self.bytes, start);
-        if self.bytes.get(end) == Some(&b'"') {
-            self.position = end + 1;
-            let raw = &self.bytes[start..end];
-            return Ok(Text { raw, length: raw.len() });
+        let from = self.bytes.get(self.position + 1..).unwrap_or_default();
+        let end = find_special(from);
+        if from.get(end) == Some(&b'"') {
+            self.position += end + 2;
+            return Ok(Text { from, end, length: end });
         }
-        self.string_with_escapes(start, end)
+        let start = self.position + 1;
+        self.string_with_escapes(start, start + end)
     }
 
+    #[inline(never)]
     fn string_with_escapes(&mut self, start: usize, mut at: usize) -> Attempt<Text<'a>> {
         let mut saved = 0;
         loop {
             match self.bytes.get(at) {
                 Some(b'"') => {
                     self.position = at + 1;
-                    let raw = &self.bytes[start..at];
                     return Ok(Text {
-                        raw,
-                        length: raw.len() - saved,
+                        from: &self.bytes[start..],
+                        end: at - start,
+                        length: at - start - saved,
                     });
                 }
                 Some(b'\\') => {
@@ -207,8 +246,49 @@ impl<'a> Cursor<'a> {
                 Some(_) => return Err(Fail::malformed(at, "a string holds a control character")),
                 None => return Err(Fail::malformed(start - 1, "a string is not closed")),
             }
-            at = find_special(self.bytes, at);
+            at += find_special(&self.bytes[at..]);
         }
+    }
+
+    /// The whole number at the cursor, if it is written in at most 18 plain digits; else it stays there. What ends it is looked
+    /// at by whoever reads on.
+    #[inline(always)]
+    pub(crate) fn plain_integer(&mut self) -> Option<i64> {
+        let (negative, digits) = signed(self.rest());
+        let (value, rest) = plain_digits(digits, 0);
+        let count = digits.len() - rest.len();
+        let leading_zero = count > 1 && digits[0] == b'0';
+        if count == 0 || count > PLAIN_DIGITS || leading_zero || !ends_plain(rest) {
+            return None;
+        }
+        self.position += usize::from(negative) + count;
+        let value = value as i64;
+        Some(if negative { -value } else { value })
+    }
+
+    /// The number at the cursor, if it is written in at most 18 plain digits with or without a point among them; else it
+    /// stays there.
+    #[inline(always)]
+    pub(crate) fn plain_decimal(&mut self) -> Option<PlainDecimal> {
+        let text = self.rest();
+        let (number, rest) = plain_decimal(text)?;
+        if !ends_plain(rest) {
+            return None;
+        }
+        self.position += text.len() - rest.len();
+        Some(number)
+    }
+
+    /// The same between quotes.
+    #[inline(always)]
+    pub(crate) fn quoted_plain_decimal(&mut self) -> Option<PlainDecimal> {
+        let text = self.rest();
+        let (number, rest) = plain_decimal(text.get(1..)?)?;
+        if rest.first() != Some(&b'"') {
+            return None;
+        }
+        self.position += text.len() - rest.len() + 1;
+        Some(number)
     }
 
     /// The number at the cursor.
@@ -338,7 +418,11 @@ impl<'a> Cursor<'a> {
 }
 
 impl<'a> Text<'a> {
-    pub(crate) const EMPTY: Text<'static> = Text { raw: b"", length: 0 };
+    pub(crate) const EMPTY: Text<'static> = Text {
+        from: b"",
+        end: 0,
+        length: 0,
+    };
 
     /// Length in bytes after the escapes are resolved.
     #[inline]
@@ -347,20 +431,29 @@ impl<'a> Text<'a> {
     }
 
     /// The text as it stands in the record, escapes and all.
+    #[inline(always)]
     pub(crate) fn raw(&self) -> &'a [u8] {
-        self.raw
+        &self.from[..self.end]
     }
 
-    #[inline]
+    /// The length of the text as it stands in the record, and `WIDTH` bytes of the record from its start on; if it is not longer
+    /// than that and there are so many.
+    #[inline(always)]
+    pub(crate) fn raw_and_more<const WIDTH: usize>(&self) -> Option<(usize, &'a [u8; WIDTH])> {
+        let wide = self.from.first_chunk()?;
+        (self.end <= WIDTH).then_some((self.end, wide))
+    }
+
+    #[inline(always)]
     pub(crate) fn has_escapes(&self) -> bool {
-        self.length != self.raw.len()
+        self.length != self.end
     }
 
     /// The text with its escapes resolved; copied only if it has any.
     #[inline]
     pub(crate) fn resolve(&self) -> Cow<'a, [u8]> {
         if !self.has_escapes() {
-            return Cow::Borrowed(self.raw);
+            return Cow::Borrowed(self.raw());
         }
         let mut resolved = Vec::with_capacity(self.length);
         self.append_to(&mut resolved);
@@ -371,10 +464,10 @@ impl<'a> Text<'a> {
     #[inline]
     pub(crate) fn append_to(&self, out: &mut Vec<u8>) {
         if !self.has_escapes() {
-            out.extend_from_slice(self.raw);
+            out.extend_from_slice(self.raw());
             return;
         }
-        let mut rest = self.raw;
+        let mut rest = self.raw();
         while let Some(backslash) = memchr::memchr(b'\\', rest) {
             out.extend_from_slice(&rest[..backslash]);
             // The scan has already refused what does not parse here.
@@ -427,6 +520,72 @@ fn hex4(digits: &[u8]) -> Option<u32> {
         .try_fold(0, |value, digit| Some(value << 4 | char::from(*digit).to_digit(16)?))
 }
 
+/// Whether there is a minus, and what follows it.
+#[inline(always)]
+fn signed(text: &[u8]) -> (bool, &[u8]) {
+    match text {
+        [b'-', rest @ ..] => (true, rest),
+        _ => (false, text),
+    }
+}
+
+/// Goes on with a number: its value with the digits that come next, and what comes after them. The value of more digits than a
+/// plain number has is no use.
+#[inline(always)]
+fn plain_digits(mut text: &[u8], mut value: u64) -> (u64, &[u8]) {
+    const TENS: [u64; 9] = [1, 10, 100, 1_000, 10_000, 100_000, 1_000_000, 10_000_000, 100_000_000];
+    while let Some(chunk) = text.first_chunk::<8>() {
+        let (count, digits) = leading_digits(chunk);
+        value = value.wrapping_mul(TENS[count]).wrapping_add(digits);
+        text = &text[count..];
+        if count < chunk.len() {
+            return (value, text);
+        }
+    }
+    plain_digits_in_tail(text, value)
+}
+
+#[inline(never)]
+fn plain_digits_in_tail(mut text: &[u8], mut value: u64) -> (u64, &[u8]) {
+    while let [digit @ b'0'..=b'9', rest @ ..] = text {
+        value = value.wrapping_mul(10).wrapping_add(u64::from(digit - b'0'));
+        text = rest;
+    }
+    (value, text)
+}
+
+/// The plain number that the text begins with, and what comes after it.
+#[inline(always)]
+fn plain_decimal(text: &[u8]) -> Option<(PlainDecimal, &[u8])> {
+    let (negative, whole) = signed(text);
+    let (mut magnitude, mut rest) = plain_digits(whole, 0);
+    let mut digits = whole.len() - rest.len();
+    if digits == 0 || (digits > 1 && whole[0] == b'0') {
+        return None;
+    }
+    let mut scale = 0;
+    if let [b'.', fraction @ ..] = rest {
+        (magnitude, rest) = plain_digits(fraction, magnitude);
+        scale = fraction.len() - rest.len();
+        digits += scale;
+        if scale == 0 {
+            return None;
+        }
+    }
+    let number = PlainDecimal {
+        negative,
+        magnitude,
+        scale,
+    };
+    (digits <= PLAIN_DIGITS).then_some((number, rest))
+}
+
+/// Whether a number ends before this text. Others are not an error yet: the number is read with more care.
+#[inline(always)]
+fn ends_plain(text: &[u8]) -> bool {
+    matches!(text.first(), Some(b',' | b'}' | b']' | b' ' | b'\n' | b'\r' | b'\t'))
+}
+
 #[inline]
 fn skip_digits(bytes: &[u8], mut at: usize) -> usize {
     while matches!(bytes.get(at), Some(b'0'..=b'9')) {
@@ -435,52 +594,24 @@ fn skip_digits(bytes: &[u8], mut at: usize) -> usize {
     at
 }
 
-/// The next byte from `at` on that is a quote, a backslash or a control character: 32 bytes at a time over what has
-/// none, then eight at a time.
-#[inline]
-fn find_special(bytes: &[u8], mut at: usize) -> usize {
-    // Short texts end in the first words.
-    let at_first = find_special_in_words(bytes, at, at.saturating_add(16));
-    if at_first < at.saturating_add(16) {
-        return at_first;
-    }
-    at = at_first;
-    // Without a branch inside, this becomes a few vector instructions.
-    while let Some(chunk) = bytes.get(at..at + 32) {
-        let special = |b: &u8| u8::from(*b == b'"') | u8::from(*b == b'\\') | u8::from(*b < 0x20);
-        if chunk.iter().fold(0, |found, b| found | special(b)) != 0 {
-            break;
+/// Where the first quote, backslash or control character is; the length if there is none.
+#[inline(always)]
+fn find_special(bytes: &[u8]) -> usize {
+    let mut rest = bytes;
+    while let Some((chunk, after)) = rest.split_first_chunk::<32>() {
+        let found = first_special(chunk);
+        if found < chunk.len() {
+            return bytes.len() - rest.len() + found;
         }
-        at += 32;
+        rest = after;
     }
-    find_special_in_words(bytes, at, usize::MAX)
+    find_special_in_tail(bytes, rest)
 }
 
-/// As [`find_special`], from `at` and no further than about `end`.
-#[inline]
-fn find_special_in_words(bytes: &[u8], mut at: usize, end: usize) -> usize {
-    const ONES: u64 = 0x0101_0101_0101_0101;
-    const HIGHS: u64 = 0x8080_8080_8080_8080;
-    // Sets the high bit of every byte of `word` that is zero (and perhaps of some after it, which does not matter:
-    // only the first is looked at).
-    let zeros = |word: u64| word.wrapping_sub(ONES) & !word;
-    while at < end
-        && let Some(chunk) = bytes.get(at..at + 8).and_then(|chunk| <[u8; 8]>::try_from(chunk).ok())
-    {
-        let word = u64::from_le_bytes(chunk);
-        let quotes = zeros(word ^ (ONES * b'"' as u64));
-        let backslashes = zeros(word ^ (ONES * b'\\' as u64));
-        let controls = word.wrapping_sub(ONES * 0x20) & !word;
-        let found = (quotes | backslashes | controls) & HIGHS;
-        if found != 0 {
-            return at + found.trailing_zeros() as usize / 8;
-        }
-        at += 8;
-    }
-    while at < end && matches!(bytes.get(at), Some(b) if !matches!(b, b'"' | b'\\' | 0..0x20)) {
-        at += 1;
-    }
-    at
+#[inline(never)]
+fn find_special_in_tail(bytes: &[u8], rest: &[u8]) -> usize {
+    let found = rest.iter().position(|byte| matches!(byte, b'"' | b'\\' | 0..0x20));
+    bytes.len() - rest.len() + found.unwrap_or(rest.len())
 }
 
 #[cfg(test)]

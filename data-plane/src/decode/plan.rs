@@ -3,13 +3,12 @@
 use std::fmt;
 use std::str::FromStr;
 
-use hashbrown::HashMap;
 use millrace_common::clickhouse::DataType;
 
 use crate::batch::block::zone::Zone;
 use crate::batch::block::{BlockColumn, BlockError};
 
-use super::virtual_columns;
+use super::{keys::KeyTable, virtual_columns};
 
 /// A value that does not come from the record's JSON.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -141,9 +140,9 @@ pub struct Plan {
     prototype: Vec<BlockColumn>,
     names: Vec<String>,
     without_row_default: Vec<String>,
-    /// The keys that are looked for at the top of a record.
-    pub(super) keys: Vec<Key>,
-    by_key: HashMap<Box<[u8]>, u32>,
+    /// The keys that are looked for at the top of a record, and what each is for.
+    pub(super) keys: KeyTable,
+    pub(super) uses: Vec<KeyUse>,
     /// The columns that come from the record's JSON.
     pub(super) json_columns: Vec<usize>,
     /// Columns by where in an object their value is, for those whose key is not at the top.
@@ -152,14 +151,23 @@ pub struct Plan {
     pub(super) nested: Vec<NestedGroup>,
 }
 
-/// A key of a record's object.
-#[derive(Debug)]
-pub(super) struct Key {
-    pub(super) name: Box<[u8]>,
+/// What a key of a record's object is for.
+#[derive(Debug, Default)]
+pub(super) struct KeyUse {
     /// The columns that take its value as it is.
     pub(super) columns: Vec<usize>,
     /// The paths that go through it.
     pub(super) paths: Vec<usize>,
+}
+
+impl KeyUse {
+    /// The one column that the key is for, if it is for nothing else.
+    pub(super) fn only_column(&self) -> Option<u32> {
+        match (&*self.columns, &*self.paths) {
+            ([column], []) => Some(*column as u32),
+            _ => None,
+        }
+    }
 }
 
 /// A column that is found by keys inside each other.
@@ -193,8 +201,8 @@ impl Plan {
             prototype: Vec::with_capacity(columns.len()),
             names: Vec::with_capacity(columns.len()),
             without_row_default: Vec::new(),
-            keys: Vec::new(),
-            by_key: HashMap::new(),
+            keys: KeyTable::default(),
+            uses: Vec::new(),
             json_columns: Vec::new(),
             paths: Vec::new(),
             virtuals: Vec::new(),
@@ -224,11 +232,6 @@ impl Plan {
 
     pub(crate) fn prototype(&self) -> &[BlockColumn] {
         &self.prototype
-    }
-
-    /// The number of a key that is looked for at the top of a record.
-    pub(super) fn key(&self, name: &[u8]) -> Option<u32> {
-        self.by_key.get(name).copied()
     }
 
     fn add(&mut self, column: MappedColumn, zone: &Zone) -> Result<(), PlanError> {
@@ -267,7 +270,7 @@ impl Plan {
 
     fn add_key(&mut self, column: usize, key: &str) {
         let slot = self.slot(key);
-        self.keys[slot].columns.push(column);
+        self.uses[slot].columns.push(column);
         let mut parts = key.split('.');
         let (Some(first), rest) = (parts.next(), parts) else {
             return;
@@ -275,20 +278,15 @@ impl Plan {
         let rest: Vec<Box<[u8]>> = rest.map(|part| part.as_bytes().into()).collect();
         if !rest.is_empty() {
             let slot = self.slot(first);
-            self.keys[slot].paths.push(self.paths.len());
+            self.uses[slot].paths.push(self.paths.len());
             self.paths.push(DottedPath { column, rest });
         }
     }
 
     fn slot(&mut self, key: &str) -> usize {
-        let next = self.keys.len();
-        let slot = *self.by_key.entry(key.as_bytes().into()).or_insert(next as u32) as usize;
-        if slot == next {
-            self.keys.push(Key {
-                name: key.as_bytes().into(),
-                columns: Vec::new(),
-                paths: Vec::new(),
-            });
+        let slot = self.keys.enter(key.as_bytes()) as usize;
+        if slot == self.uses.len() {
+            self.uses.push(KeyUse::default());
         }
         slot
     }

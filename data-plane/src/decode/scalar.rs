@@ -10,6 +10,7 @@ use ethnum::{I256, U256};
 use super::address;
 use super::cursor::Cursor;
 use super::number::{self, NumberError};
+use super::plain;
 use super::reject::{Attempt, Fail};
 use super::temporal;
 use crate::batch::block::scalar::{EnumValues, Scalar};
@@ -38,8 +39,16 @@ pub(crate) fn token<'a>(cursor: &mut Cursor<'a>, wanted: &'static str) -> Attemp
 }
 
 /// Reads the value at the cursor and appends it to `out`, or appends nothing.
-#[inline]
+#[inline(always)]
 pub(crate) fn append(cursor: &mut Cursor<'_>, scalar: &Scalar, out: &mut Vec<u8>) -> Attempt<()> {
+    if plain::append(cursor, scalar, out) {
+        return Ok(());
+    }
+    append_carefully(cursor, scalar, out)
+}
+
+#[inline(never)]
+fn append_carefully(cursor: &mut Cursor<'_>, scalar: &Scalar, out: &mut Vec<u8>) -> Attempt<()> {
     let at = cursor.position();
     let token = token(cursor, expectation(scalar))?;
     append_token(&token, at, cursor.is_exact(), scalar, out)

@@ -59,22 +59,25 @@ pub(crate) fn parse_instant(text: &[u8], zone: &Zone) -> Option<Instant> {
 }
 
 /// `YYYY-MM-DD hh:mm:ss[.fraction][Z]`, the T also being a space.
-fn iso_8601(text: &[u8], zone: &Zone) -> Option<Instant> {
+#[inline]
+pub(crate) fn iso_8601(text: &[u8], zone: &Zone) -> Option<Instant> {
     let (fixed, rest) = text.split_first_chunk::<19>()?;
     let separators = [fixed[4], fixed[7], fixed[13], fixed[16]];
     if separators != *b"--::" || !matches!(fixed[10], b'T' | b' ') {
         return None;
     }
-    let two = |at: usize| -> Option<i64> {
-        let (tens, ones) = (fixed[at].wrapping_sub(b'0'), fixed[at + 1].wrapping_sub(b'0'));
-        (tens < 10 && ones < 10).then(|| i64::from(tens) * 10 + i64::from(ones))
-    };
-    let year = two(0)? * 100 + two(2)?;
-    let (hour, minute, second) = (two(11)?, two(14)?, two(17)?);
+    let digit = |at: usize| fixed[at].wrapping_sub(b'0');
+    let digits = [0, 1, 2, 3, 5, 6, 8, 9, 11, 12, 14, 15, 17, 18];
+    if digits.iter().fold(0, |most, at| most.max(digit(*at))) > 9 {
+        return None;
+    }
+    let two = |at: usize| i64::from(digit(at)) * 10 + i64::from(digit(at + 1));
+    let year = two(0) * 100 + two(2);
+    let (hour, minute, second) = (two(11), two(14), two(17));
     if year == 0 || hour > 23 || minute > 59 || second > 59 {
         return None;
     }
-    let days = days_from_civil(year, two(5)? as u32, two(8)? as u32)?;
+    let days = days_from_civil(year, two(5) as u32, two(8) as u32)?;
     let (fraction, digits, rest) = match rest {
         [b'.', rest @ ..] => {
             let digits = rest.iter().take(10).take_while(|byte| byte.is_ascii_digit()).count();

@@ -6,13 +6,22 @@
 use super::cursor::{Cursor, Text};
 use super::infer;
 use super::json_text;
+use super::keys::KeyTable;
 use super::reject::{Attempt, Fail, RejectionKind};
 use super::scalar;
-use crate::batch::block::column::{Array, Column, Map, Tuple, TupleNames};
+use crate::batch::block::column::{Array, Column, Map, Tuple};
+use crate::batch::block::dictionary::Short;
+use crate::batch::block::strings::Strings;
 use crate::batch::block::variant::{Dynamic, Variant};
 
 /// Reads the value at the cursor into one more row of the column.
 pub(crate) fn append(cursor: &mut Cursor<'_>, column: &mut Column) -> Attempt<()> {
+    append_here(cursor, column)
+}
+
+/// As [`append`], without a call for what is no container.
+#[inline(always)]
+pub(super) fn append_here(cursor: &mut Cursor<'_>, column: &mut Column) -> Attempt<()> {
     if cursor.peek() == Some(b'n') {
         cursor.literal("null")?;
         column.push_default();
@@ -22,8 +31,7 @@ pub(crate) fn append(cursor: &mut Cursor<'_>, column: &mut Column) -> Attempt<()
         Column::Fixed(fixed) => scalar::append(cursor, &fixed.scalar, &mut fixed.bytes),
         Column::String(strings) => {
             if cursor.peek() == Some(b'"') {
-                let text = cursor.string()?;
-                strings.push_with(text.len(), |out| text.append_to(out));
+                append_text(cursor, strings)?;
             } else {
                 // Anything that is no string is kept as it is written.
                 strings.push(cursor.skip_value()?);
@@ -36,6 +44,16 @@ pub(crate) fn append(cursor: &mut Cursor<'_>, column: &mut Column) -> Attempt<()
             Ok(())
         }
         Column::LowCardinality(dictionary) => {
+            if cursor.peek() == Some(b'"') && dictionary.holds_strings() {
+                let start = cursor.position();
+                let text = cursor.string()?;
+                if !text.has_escapes() {
+                    let short = text.raw_and_more().and_then(|(length, wide)| Short::of(length, wide));
+                    dictionary.push_text(text.raw(), short);
+                    return Ok(());
+                }
+                cursor.seek(start);
+            }
             append(cursor, dictionary.values_mut())?;
             dictionary.intern_last();
             Ok(())
@@ -50,6 +68,22 @@ pub(crate) fn append(cursor: &mut Cursor<'_>, column: &mut Column) -> Attempt<()
         Column::Variant(variant) => append_variant(cursor, variant),
         Column::Dynamic(dynamic) => append_dynamic(cursor, dynamic),
     }
+}
+
+/// Reads the string at the cursor.
+#[inline(always)]
+fn append_text(cursor: &mut Cursor<'_>, strings: &mut Strings) -> Attempt<()> {
+    let text = cursor.string()?;
+    if text.has_escapes() {
+        strings.push_with(text.len(), |out| text.append_to(out));
+    } else if let Some((length, wide)) = text.raw_and_more::<32>() {
+        strings.push_head(length, wide);
+    } else if let Some((length, wide)) = text.raw_and_more::<64>() {
+        strings.push_head(length, wide);
+    } else {
+        strings.push(text.raw());
+    }
+    Ok(())
 }
 
 fn append_array(cursor: &mut Cursor<'_>, array: &mut Array) -> Attempt<()> {
@@ -130,7 +164,7 @@ fn append_tuple(cursor: &mut Cursor<'_>, tuple: &mut Tuple) -> Attempt<()> {
     Ok(())
 }
 
-fn append_named_tuple(cursor: &mut Cursor<'_>, tuple: &mut Tuple, names: &TupleNames) -> Attempt<()> {
+fn append_named_tuple(cursor: &mut Cursor<'_>, tuple: &mut Tuple, names: &KeyTable) -> Attempt<()> {
     if cursor.peek() != Some(b'{') {
         return Err(not(cursor, "is not an object (of the tuple's elements)"));
     }
@@ -144,23 +178,17 @@ fn append_named_tuple(cursor: &mut Cursor<'_>, tuple: &mut Tuple, names: &TupleN
         let mut expected = 0;
         loop {
             let key_at = cursor.position();
-            let found = match names.names.get(expected) {
-                Some(name) if cursor.eat_key(name) => {
-                    cursor.after_key()?;
-                    Some(expected)
-                }
-                _ => {
-                    let key = cursor.key()?;
-                    names.find(&key.resolve())
-                }
+            let found = match names.pattern(expected) {
+                Some(pattern) if cursor.eat_key(pattern) => Some(expected),
+                _ => names.find(&cursor.key()?.resolve()).map(|number| number as usize),
             };
             match found {
                 Some(index) => {
                     if std::mem::replace(&mut tuple.seen[index], object) == object {
-                        let message = format!("the key `{}` stands twice in one object", show(&names.names[index]));
+                        let message = format!("the key `{}` stands twice in one object", show(names.name(index)));
                         return Err(Fail::other(RejectionKind::DuplicateKey, key_at, message));
                     }
-                    append(cursor, &mut tuple.elements[index]).map_err(|fail| fail.under_key(&names.names[index]))?;
+                    append(cursor, &mut tuple.elements[index]).map_err(|fail| fail.under_key(names.name(index)))?;
                     expected = index + 1;
                 }
                 None => {

@@ -8,7 +8,6 @@
 
 use std::sync::Arc;
 
-use hashbrown::HashMap;
 use millrace_common::clickhouse::DataType;
 
 use super::dictionary::Dictionary;
@@ -17,6 +16,7 @@ use super::scalar::Scalar;
 use super::strings::Strings;
 use super::variant::{Dynamic, Variant};
 use super::zone::Zone;
+use crate::decode::keys::KeyTable;
 
 /// A `JSON` column sent as text, which the server parses.
 const JSON_AS_STRING: u64 = 1;
@@ -29,6 +29,7 @@ pub(crate) enum ColumnError {
 
 /// A column under construction.
 #[derive(Debug, Clone)]
+#[repr(u8)] // Told apart by one byte, which is looked at for every value.
 pub(crate) enum Column {
     Fixed(Fixed),
     String(Strings),
@@ -92,23 +93,11 @@ pub(crate) struct Map {
 #[derive(Debug, Clone)]
 pub(crate) struct Tuple {
     pub(crate) elements: Vec<Column>,
-    pub(crate) names: Option<Arc<TupleNames>>,
+    /// What the elements are called.
+    pub(crate) names: Option<Arc<KeyTable>>,
     /// The object in which each element was last seen, by number; to notice what is missing or doubled.
     pub(crate) seen: Vec<u64>,
     pub(crate) objects: u64,
-}
-
-/// The names of a tuple's elements.
-#[derive(Debug)]
-pub(crate) struct TupleNames {
-    pub(crate) names: Vec<Box<[u8]>>,
-    by_name: HashMap<Box<[u8]>, usize>,
-}
-
-impl TupleNames {
-    pub(crate) fn find(&self, name: &[u8]) -> Option<usize> {
-        self.by_name.get(name).copied()
-    }
 }
 
 impl Column {
@@ -161,17 +150,14 @@ impl Column {
                     return Err(unsupported("a Tuple without elements holds no data"));
                 }
                 let columns = elements.iter().map(|element| Column::new(&element.data_type, zone));
-                let names: Option<Vec<Box<[u8]>>> = elements
-                    .iter()
-                    .map(|element| Some(element.name.as_ref()?.as_bytes().into()))
-                    .collect();
+                let named = elements.iter().map(|element| element.name.as_deref());
+                let names: Option<Vec<&str>> = named.collect();
                 let names = names.map(|names| {
-                    let by_name = names
-                        .iter()
-                        .enumerate()
-                        .map(|(index, name)| (name.clone(), index))
-                        .collect();
-                    Arc::new(TupleNames { names, by_name })
+                    let mut table = KeyTable::default();
+                    names.iter().for_each(|name| {
+                        table.enter(name.as_bytes());
+                    });
+                    Arc::new(table)
                 });
                 Column::Tuple(Box::new(Tuple {
                     elements: columns.collect::<Result<_, _>>()?,

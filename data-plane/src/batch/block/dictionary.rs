@@ -14,6 +14,71 @@ const KEYS_WITH_ADDITIONAL: u64 = 1;
 /// Flags of that serialization: additional keys follow, and they are all the keys there are.
 const HAS_ADDITIONAL_KEYS: u64 = 0x600;
 
+/// A text of at most 15 bytes with its length, in two words: equal exactly if the texts are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Short(u64, u64);
+
+impl Short {
+    /// No text: its length would be 255.
+    const NONE: Short = Short(u64::MAX, u64::MAX);
+
+    /// The first `length` bytes of `wide`, if that is short.
+    #[inline(always)]
+    pub(crate) fn of(length: usize, wide: &[u8; 16]) -> Option<Short> {
+        if length >= wide.len() {
+            return None;
+        }
+        let text = u128::from_le_bytes(*wide) & ((1 << (8 * length)) - 1);
+        Some(Short(text as u64, (text >> 64) as u64 | (length as u64) << 56))
+    }
+}
+
+/// Short texts of the last rows and their entries, so that most rows need not search the dictionary. Only a memory: whatever is
+/// in it is in the dictionary too.
+#[derive(Debug, Clone, Default)]
+struct Recent {
+    /// As many as a power of two; a text has one of two places.
+    places: Vec<(Short, u32)>,
+}
+
+impl Recent {
+    /// Most places: with more they would crowd what else is in the processor's cache.
+    const MOST: usize = 4096;
+
+    /// Where a text may be: here, or beside it.
+    #[inline(always)]
+    fn place(&self, short: Short) -> usize {
+        let mixed = (short.0 ^ short.1.rotate_left(29)).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+        (mixed >> 40) as usize & self.places.len().wrapping_sub(1)
+    }
+
+    #[inline(always)]
+    fn find(&self, short: Short) -> Option<u32> {
+        let place = self.place(short);
+        let (known, index) = self.places.get(place)?;
+        if *known == short {
+            return Some(*index);
+        }
+        let (known, index) = self.places.get(place ^ 1)?;
+        (*known == short).then_some(*index)
+    }
+
+    /// Notes an entry of a dictionary of so many; the places grow with it.
+    fn note(&mut self, short: Short, index: u32, entries: usize) {
+        let wanted = (2 * entries).next_power_of_two().clamp(16, Self::MOST);
+        if self.places.len() < wanted {
+            self.places.clear();
+            self.places.resize(wanted, (Short::NONE, 0));
+        }
+        let place = self.place(short);
+        self.places[place ^ 1] = std::mem::replace(&mut self.places[place], (short, index));
+    }
+
+    fn forget(&mut self) {
+        self.places.fill((Short::NONE, 0));
+    }
+}
+
 /// A dictionary and the rows that refer to it.
 #[derive(Debug, Clone)]
 pub(crate) struct Dictionary {
@@ -26,6 +91,7 @@ pub(crate) struct Dictionary {
     indexes: Vec<u32>,
     nullable: bool,
     table: HashTable<u32>,
+    recent: Recent,
 }
 
 impl Dictionary {
@@ -38,6 +104,7 @@ impl Dictionary {
             indexes: Vec::new(),
             nullable,
             table: HashTable::new(),
+            recent: Recent::default(),
         };
         if !nullable {
             dictionary.enter(0);
@@ -56,6 +123,33 @@ impl Dictionary {
     /// NULL, or the default value: both are entry 0.
     pub(crate) fn push_default(&mut self) {
         self.indexes.push(0);
+    }
+
+    /// Whether [`push_text`](Self::push_text) may be used.
+    #[inline]
+    pub(crate) fn holds_strings(&self) -> bool {
+        matches!(self.values, Column::String(_))
+    }
+
+    /// Appends a row with this text; `short` is the same, where it is short.
+    #[inline(always)]
+    pub(crate) fn push_text(&mut self, text: &[u8], short: Option<Short>) {
+        if let Some(index) = short.and_then(|short| self.recent.find(short)) {
+            self.indexes.push(index);
+            return;
+        }
+        self.push_new_text(text, short);
+    }
+
+    #[inline(never)]
+    fn push_new_text(&mut self, text: &[u8], short: Option<Short>) {
+        if let Column::String(strings) = &mut self.values {
+            strings.push(text);
+        }
+        self.intern_last();
+        if let (Some(short), Some(index)) = (short, self.indexes.last()) {
+            self.recent.note(short, *index, self.starts.len());
+        }
     }
 
     /// Ends a row whose value was just appended to the values.
@@ -96,6 +190,9 @@ impl Dictionary {
         // A decoding that failed may have left a value without its row.
         self.values.truncate(self.starts.len());
         self.indexes.truncate(rows);
+        if self.first_rows.last().is_some_and(|first| *first >= rows) {
+            self.recent.forget();
+        }
         while self.starts.len() > 1 && self.first_rows.last().is_some_and(|first| *first >= rows) {
             let index = (self.starts.len() - 1) as u32;
             let start = self.starts[index as usize];
@@ -113,6 +210,7 @@ impl Dictionary {
         // Faster than taking entries out one by one.
         self.indexes.clear();
         self.table.clear();
+        self.recent.forget();
         self.starts.truncate(1);
         self.first_rows.truncate(1);
         self.values.truncate(1);

@@ -9,6 +9,7 @@ use super::zone::Zone;
 
 /// A fixed-width type with what is needed to read its values.
 #[derive(Debug, Clone)]
+#[repr(u8)] // Told apart by one byte, which is looked at for every value.
 pub(crate) enum Scalar {
     UInt8,
     UInt16,

@@ -32,15 +32,32 @@ impl Strings {
     /// Appends a string of `length` bytes, which `write` appends.
     #[inline]
     pub(crate) fn push_with(&mut self, length: usize, write: impl FnOnce(&mut Vec<u8>)) {
-        if self.rows.is_multiple_of(MARK_EVERY) {
-            self.marks.push(self.bytes.len());
-        }
-        self.rows += 1;
-        self.last_start = self.bytes.len();
+        self.begin();
         append_varint(&mut self.bytes, length as u64);
         let start = self.bytes.len();
         write(&mut self.bytes);
         debug_assert_eq!(self.bytes.len() - start, length);
+    }
+
+    /// Appends the first `length` bytes of `wide`, of which there are less than 128: copying a fixed number of bytes and taking
+    /// some back is faster than copying as many as there are.
+    #[inline(always)]
+    pub(crate) fn push_head<const WIDTH: usize>(&mut self, length: usize, wide: &[u8; WIDTH]) {
+        const { assert!(WIDTH < 0x80, "the length is one byte") };
+        self.begin();
+        self.bytes.reserve(1 + WIDTH);
+        self.bytes.push(length as u8);
+        self.bytes.extend_from_slice(wide);
+        self.bytes.truncate(self.last_start + 1 + length);
+    }
+
+    #[inline(always)]
+    fn begin(&mut self) {
+        self.last_start = self.bytes.len();
+        if self.rows.is_multiple_of(MARK_EVERY) {
+            self.marks.push(self.last_start);
+        }
+        self.rows += 1;
     }
 
     /// Where the string that was just appended starts.

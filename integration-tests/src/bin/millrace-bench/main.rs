@@ -1,29 +1,26 @@
 //! Benchmarks: one JSON line per figure, to be read as ratios within one run.
 //!
-//! `source`, `decode` and `block` run on one thread, interleaved with what they are compared with, and report medians. `path` runs the
+//! `source` and `decode` run on one thread, interleaved with what they are compared with, and report medians. `path` runs the
 //! whole of Millrace as processes, from a full emulator to rows acknowledged by ClickHouse, and then gives ClickHouse the same
 //! records as `FORMAT JSONEachRow`. Build with `--release`.
 
+mod counting;
+mod decode;
+mod shapes;
 mod source;
 
 use std::{
-    hint::black_box,
     io::Write as _,
-    sync::Arc,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, ensure};
-use clap::Parser;
-use millrace_data_plane::{
-    batch::block::Block,
-    decode::{Decoder, FieldSource, MappedColumn, Plan, RecordMeta},
-    sink::clickhouse::native::compress_lz4,
-};
+use clap::{Parser, ValueEnum};
+use counting::{Counting, allocations};
 use millrace_integration_tests::{
     clickhouse::{ClickHouse, Options as ClickHouseOptions, Request, Usage},
     cluster::{self, Cluster, Table, pipe_spec},
-    events::{COLUMNS, Events},
+    events::Events,
     kinesis::{Emulator, Options as KinesisOptions, Put},
 };
 use serde_json::json;
@@ -43,10 +40,30 @@ struct Options {
     /// Shards of the stream.
     #[arg(long, default_value_t = 8)]
     shards: u32,
-    /// Leave the whole path out.
-    #[arg(long)]
-    skip_path: bool,
+    /// What to measure; everything, if nothing is named.
+    #[arg(long, value_enum, value_delimiter = ',')]
+    only: Vec<Bench>,
 }
+
+/// What can be measured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Bench {
+    /// Reading a shard, beside the SDK.
+    Source,
+    /// Records to columns, beside simd-json's bare parse.
+    Decode,
+    /// From an emulator to ClickHouse, beside `FORMAT JSONEachRow`.
+    Path,
+}
+
+impl Options {
+    fn wants(&self, bench: Bench) -> bool {
+        self.only.is_empty() || self.only.contains(&bench)
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
 
 const KEYS: u64 = 5000;
 /// Rows of one `FORMAT JSONEachRow` insert: as many as a batch of a pipe holds at most.
@@ -56,9 +73,13 @@ const LIMIT: Duration = Duration::from_secs(900);
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
     let options = Options::parse();
-    source::run(options.rounds).await?;
-    decode(&options)?;
-    if !options.skip_path {
+    if options.wants(Bench::Source) {
+        source::run(options.rounds).await?;
+    }
+    if options.wants(Bench::Decode) {
+        decode::run(options.decode_records, options.rounds)?;
+    }
+    if options.wants(Bench::Path) {
         path(&options).await?;
     }
     Ok(())
@@ -81,99 +102,6 @@ fn rounded(value: f64) -> f64 {
 #[allow(clippy::cast_precision_loss, reason = "a figure for people")]
 fn megabytes(bytes: usize) -> f64 {
     bytes as f64 / 1e6
-}
-
-fn plan() -> anyhow::Result<Arc<Plan>> {
-    let columns = COLUMNS
-        .iter()
-        .map(|(name, kind)| {
-            Ok(MappedColumn {
-                name: (*name).to_owned(),
-                data_type: kind.parse()?,
-                has_default: false,
-                source: name
-                    .parse()
-                    .map_or_else(|_| FieldSource::Key((*name).to_owned()), FieldSource::Virtual),
-            })
-        })
-        .collect::<anyhow::Result<Vec<_>>>()?;
-    Ok(Arc::new(Plan::compile(columns)?))
-}
-
-/// Decode and block, one thread, each beside simd-json's bare parse of the same records.
-fn decode(options: &Options) -> anyhow::Result<()> {
-    let events = Events::new(1, KEYS, false);
-    let records: Vec<_> = (0..options.decode_records).map(|id| events.event(id)).collect();
-    let bytes: usize = records.iter().map(|record| record.data.len()).sum();
-    let plan = plan()?;
-    let (mut decoder, mut block) = (Decoder::new(Arc::clone(&plan)), Block::new(&plan));
-    let (mut buffers, mut tape) = (simd_json::Buffers::new(4096), None);
-    let (mut native, mut frames) = (Vec::new(), Vec::new());
-    let mut scratch = Vec::new();
-    let (mut parse_times, mut decode_times, mut native_times, mut lz4_times) = (vec![], vec![], vec![], vec![]);
-    // The first round fills the buffers and is not counted.
-    for round in 0..=options.rounds {
-        let began = Instant::now();
-        for record in &records {
-            scratch.clear();
-            scratch.extend_from_slice(&record.data);
-            let mut parsed: simd_json::Tape<'_> = tape.take().unwrap_or_else(|| simd_json::Tape(Vec::new())).reset();
-            simd_json::fill_tape(&mut scratch, &mut buffers, &mut parsed).context("a good event parses")?;
-            black_box(&parsed);
-            tape = Some(parsed.reset());
-        }
-        let parse = began.elapsed();
-        block.clear();
-        let began = Instant::now();
-        for record in &records {
-            let meta = RecordMeta {
-                partition_key: &record.key,
-                arrival_millis: 1_700_000_000_000,
-                stream: "bench",
-                shard_id: "shardId-000000000000",
-                sequence_number: "49590338271490256608559692538361571095921575989136588898",
-                sub_sequence_number: 0,
-            };
-            decoder
-                .decode(&record.data, &meta, &mut block)
-                .map_err(|rejection| anyhow::anyhow!("{rejection}"))?;
-        }
-        let decoded = began.elapsed();
-        ensure!(block.rows() == records.len(), "every event is a row");
-        native.clear();
-        let began = Instant::now();
-        block.write_native(&mut native);
-        let written = began.elapsed();
-        frames.clear();
-        let began = Instant::now();
-        compress_lz4(&native, &mut frames);
-        let compressed = began.elapsed();
-        if round > 0 {
-            for (times, time) in [
-                (&mut parse_times, parse),
-                (&mut decode_times, decoded),
-                (&mut native_times, written),
-                (&mut lz4_times, compressed),
-            ] {
-                times.push(megabytes(bytes) / time.as_secs_f64());
-            }
-        }
-    }
-    let (parse, decoded) = (median(parse_times), median(decode_times));
-    let line = |bench: &str, value: f64| {
-        print(&json!({
-            "bench": bench, "data": "clickstream", "value": rounded(value), "unit": "MB of JSON/s per core",
-            "ratio": rounded(value / parse), "against": "simd_json_parse",
-        }))
-    };
-    line("simd_json_parse", parse)?;
-    line("decode", decoded)?;
-    line("block_encoding", median(native_times))?;
-    line("block_lz4", median(lz4_times))?;
-    print(&json!({
-        "bench": "block_size", "data": "clickstream", "value": rounded(megabytes(native.len()) / megabytes(bytes)),
-        "unit": "Native bytes per JSON byte", "lz4": rounded(megabytes(frames.len()) / megabytes(bytes)),
-    }))
 }
 
 /// The whole path as processes, then the same records as `JSONEachRow`.
