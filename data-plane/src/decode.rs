@@ -52,6 +52,10 @@ use reject::{Attempt, Fail};
 /// Most keys of a record that are predicted; a record with more is unusual, and its rest is looked up.
 const PREDICTED_KEYS: usize = 1024;
 
+/// After a record whose keys were mostly elsewhere, so many are read without predicting any: where keys have no order, trying and
+/// noting costs more than looking each up.
+const UNORDERED_RECORDS: u32 = 64;
+
 /// What is known of a record besides its bytes.
 #[derive(Debug, Clone, Copy)]
 pub struct RecordMeta<'a> {
@@ -73,7 +77,12 @@ pub struct RecordMeta<'a> {
 #[derive(Debug)]
 pub struct Decoder {
     plan: Arc<Plan>,
-    predicted: Vec<Predicted>,
+    /// The keys of the last record, in its order, and what each is for.
+    predicted: Vec<(Pattern, Found)>,
+    /// Records whose keys are not predicted, because those of the last ones had no order.
+    unordered: u32,
+    /// What each key of the plan is for.
+    found: Vec<Found>,
     /// Number of the record that is being decoded; what was seen bears it.
     record: u64,
     /// The record in which each key was last seen.
@@ -82,13 +91,6 @@ pub struct Decoder {
     seen_columns: Vec<u64>,
     /// Where the values lie that dotted paths lead through: path and position.
     branches: Vec<(usize, usize)>,
-}
-
-/// The key that stood at this place in the record before.
-#[derive(Debug, Clone, Copy)]
-struct Predicted {
-    pattern: Pattern,
-    found: Found,
 }
 
 /// What a key is for: numbers of the plan, or [`NONE`].
@@ -103,11 +105,26 @@ struct Found {
 /// No column, or no key.
 const NONE: u32 = u32::MAX;
 
+impl Found {
+    const NOTHING: Found = Found {
+        column: NONE,
+        key: NONE,
+    };
+}
+
 impl Decoder {
     /// A decoder for this plan; its blocks must be [`Block::new`] of the same plan.
     pub fn new(plan: Arc<Plan>) -> Decoder {
         Decoder {
             predicted: Vec::new(),
+            unordered: 0,
+            found: (0..)
+                .zip(&plan.uses)
+                .map(|(key, key_use)| Found {
+                    column: key_use.only_column().unwrap_or(NONE),
+                    key,
+                })
+                .collect(),
             record: 0,
             seen_keys: vec![0; plan.uses.len()],
             seen_columns: vec![0; plan.insert_columns().len()],
@@ -158,12 +175,10 @@ impl Decoder {
             cursor.leave();
             return Ok(());
         }
+        let mut surprises = 0;
         for place in 0.. {
             let start = cursor.position();
-            let Found { column, key } = match self.predicted.get(place) {
-                Some(predicted) if cursor.eat_key(&predicted.pattern) => predicted.found,
-                _ => self.look_up_key(cursor, place)?,
-            };
+            let Found { column, key } = self.next_key(cursor, place, &mut surprises)?;
             if column != NONE {
                 self.append_only(column as usize, key, start, cursor, block)?;
             } else if key != NONE {
@@ -172,6 +187,12 @@ impl Decoder {
                 cursor.skip_value()?;
             }
             if !cursor.next_key_follows() && !cursor.next_item(b'}')? {
+                let mostly_surprises = 2 * surprises > place;
+                self.unordered = if mostly_surprises {
+                    UNORDERED_RECORDS
+                } else {
+                    self.unordered.saturating_sub(1)
+                };
                 break;
             }
         }
@@ -179,6 +200,22 @@ impl Decoder {
     }
 
     /// Reads the next key, up to its value, and finds what it is for.
+    #[inline(always)]
+    fn next_key(&mut self, cursor: &mut Cursor<'_>, place: usize, surprises: &mut usize) -> Attempt<Found> {
+        if self.unordered > 0 {
+            if let Some(key) = cursor.short_key(&self.plan.keys) {
+                return Ok(self.found[key as usize]);
+            }
+        } else if let Some((pattern, found)) = self.predicted.get(place) {
+            if cursor.eat_key(pattern) {
+                return Ok(*found);
+            }
+            *surprises += 1;
+        }
+        self.look_up_key(cursor, place)
+    }
+
+    /// The same for a key that was not expected.
     #[inline(never)]
     fn look_up_key(&mut self, cursor: &mut Cursor<'_>, place: usize) -> Attempt<Found> {
         let name = cursor.key()?;
@@ -187,20 +224,17 @@ impl Decoder {
         } else {
             self.plan.keys.find(name.raw())
         };
-        let known = key.and_then(|key| self.plan.keys.pattern(key as usize));
-        let predicted = Predicted {
-            pattern: known.copied().unwrap_or_else(|| Pattern::of(name.raw())),
-            found: Found {
-                column: key.and_then(|key| self.plan.uses[key as usize].only_column()).unwrap_or(NONE),
-                key: key.unwrap_or(NONE),
-            },
-        };
-        if place < self.predicted.len() {
-            self.predicted[place] = predicted;
-        } else if place == self.predicted.len() && place < PREDICTED_KEYS {
-            self.predicted.push(predicted);
+        let found = key.map_or(Found::NOTHING, |key| self.found[key as usize]);
+        if self.unordered == 0 && place < PREDICTED_KEYS {
+            let known = key.and_then(|key| self.plan.keys.pattern(key as usize));
+            let pattern = known.copied().unwrap_or_else(|| Pattern::of(name.raw()));
+            if let Some(before) = self.predicted.get_mut(place) {
+                *before = (pattern, found);
+            } else if place == self.predicted.len() {
+                self.predicted.push((pattern, found));
+            }
         }
-        Ok(predicted.found)
+        Ok(found)
     }
 
     /// Reads the value of a key that is for one column.

@@ -15,6 +15,7 @@
 pub mod app;
 pub mod config;
 pub mod session;
+mod short;
 pub mod supervisor;
 pub mod lane;
 pub mod source;

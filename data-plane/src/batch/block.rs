@@ -9,7 +9,7 @@
 //! - A row that was taken back leaves no trace in the bytes.
 
 pub(crate) mod column;
-pub(crate) mod dictionary;
+mod dictionary;
 mod output;
 pub(crate) mod scalar;
 pub(crate) mod strings;

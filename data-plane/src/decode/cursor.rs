@@ -10,10 +10,11 @@
 use std::borrow::Cow;
 
 use super::{
-    keys::Pattern,
+    keys::{KeyTable, Pattern},
     lanes::{first_special, leading_digits},
     reject::{Attempt, Fail, RejectionKind},
 };
+use crate::short::Short;
 
 /// Deepest nesting of arrays and objects in a record, the record itself being level 1. One bit of a `u128` each.
 pub const MAX_DEPTH: u32 = 128;
@@ -201,6 +202,22 @@ impl<'a> Cursor<'a> {
     #[inline(always)]
     fn rest(&self) -> &'a [u8] {
         self.bytes.get(self.position..).unwrap_or_default()
+    }
+
+    /// If a key of at most 15 bytes without escapes stands at the cursor, its colon after it, and it is one of these, goes past
+    /// both, to the start of the value.
+    #[inline(always)]
+    pub(super) fn short_key(&mut self, keys: &KeyTable) -> Option<u32> {
+        let (quote, rest) = self.rest().split_first()?;
+        let wide = rest.first_chunk::<32>()?;
+        let length = first_special(wide);
+        if *quote != b'"' || wide.get(length..length + 2)? != b"\":" {
+            return None;
+        }
+        let key = keys.find_short(Short::of(length, wide.first_chunk()?)?)?;
+        self.position += length + 3;
+        self.skip_space();
+        Some(key)
     }
 
     /// True, and past the comma, if another key follows without any space.

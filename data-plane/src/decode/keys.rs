@@ -6,6 +6,7 @@
 use hashbrown::HashTable;
 
 use super::lanes::{LANES, Lanes};
+use crate::short::Short;
 
 /// Longest key, with its quotes and colon, that is compared in one go; longer ones are looked up.
 const PATTERN_BYTES: usize = 3 * LANES;
@@ -95,6 +96,8 @@ pub(crate) struct KeyTable {
     names: Vec<Box<[u8]>>,
     patterns: Vec<Pattern>,
     table: HashTable<u32>,
+    /// Short names once more, each at or after its place; at least three of four places are empty.
+    places: Vec<(Short, u32)>,
 }
 
 impl KeyTable {
@@ -106,6 +109,7 @@ impl KeyTable {
         let number = self.names.len() as u32;
         self.names.push(name.into());
         self.patterns.push(Pattern::of(name));
+        self.place_short_names();
         let names = &self.names;
         self.table
             .insert_unique(hash(name), number, |number| hash(&names[*number as usize]));
@@ -119,6 +123,44 @@ impl KeyTable {
         self.table
             .find(hash(name), |number| *names[*number as usize] == *name)
             .copied()
+    }
+
+    /// The same for a short name.
+    #[inline(always)]
+    pub(super) fn find_short(&self, name: Short) -> Option<u32> {
+        let mask = self.places.len().wrapping_sub(1);
+        let mut place = name.hash();
+        loop {
+            let (known, number) = self.places.get(place & mask)?;
+            if *known == name {
+                return Some(*number);
+            }
+            if *known == Short::NONE {
+                return None;
+            }
+            place += 1;
+        }
+    }
+
+    fn place_short_names(&mut self) {
+        self.places.clear();
+        self.places
+            .resize(4 * self.names.len().next_power_of_two(), (Short::NONE, 0));
+        let mask = self.places.len() - 1;
+        for (name, number) in self.names.iter().zip(0..) {
+            let mut wide = [0; 16];
+            if name.len() > wide.len() {
+                continue;
+            }
+            wide[..name.len()].copy_from_slice(name);
+            if let Some(short) = Short::of(name.len(), &wide) {
+                let mut place = short.hash() & mask;
+                while self.places[place].0 != Short::NONE {
+                    place = (place + 1) & mask;
+                }
+                self.places[place] = (short, number);
+            }
+        }
     }
 
     /// The name of a key.
@@ -167,7 +209,10 @@ mod tests {
             assert_eq!(pattern.of_text(format!("\"{key}\"").as_bytes()), 0);
             let short = format!("\"{key}\":1}}");
             let wanted = if length + 3 <= LANES { length + 3 } else { 0 };
-            assert!([wanted, length + 3].contains(&pattern.of_text(short.as_bytes())), "{short}");
+            assert!(
+                [wanted, length + 3].contains(&pattern.of_text(short.as_bytes())),
+                "{short}"
+            );
         }
         assert_eq!(Pattern::of(b"a\"b").of_text(b"\"a\"b\":                        "), 0);
     }
@@ -183,6 +228,15 @@ mod tests {
         }
         for (number, name) in names.iter().enumerate() {
             assert_eq!(table.find(name.as_bytes()), Some(number as u32));
+            let mut wide = [b'x'; 16];
+            if name.len() < wide.len() {
+                wide[..name.len()].copy_from_slice(name.as_bytes());
+                let short = Short::of(name.len(), &wide).unwrap();
+                assert_eq!(table.find_short(short), Some(number as u32));
+                wide[..name.len()].fill(b'-');
+                let unknown = Short::of(name.len(), &wide).unwrap();
+                assert_eq!(table.find_short(unknown), None);
+            }
         }
     }
 }

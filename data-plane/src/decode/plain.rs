@@ -75,7 +75,7 @@ pub(super) fn append(cursor: &mut Cursor<'_>, scalar: &Scalar, out: &mut Vec<u8>
             .map(|seconds| out.extend_from_slice(&seconds.to_le_bytes())),
         Scalar::Uuid => text(cursor)
             .and_then(address::parse_uuid)
-            .map(|uuid| out.extend_from_slice(&uuid)),
+            .map(|halves| address::append_uuid(halves, out)),
         Scalar::Ipv4 => text(cursor)
             .and_then(address::parse_ipv4)
             .map(|address| out.extend_from_slice(&address.to_le_bytes())),
@@ -122,7 +122,7 @@ fn double(number: PlainDecimal) -> Option<f64> {
     }
     #[allow(clippy::cast_precision_loss, reason = "it is exact")]
     let value = number.magnitude as f64 / TENS_F64.get(number.scale)?;
-    Some(if number.negative { -value } else { value })
+    Some(f64::from_bits(value.to_bits() | u64::from(number.negative) << 63))
 }
 
 #[inline(always)]
@@ -132,7 +132,7 @@ fn single(number: PlainDecimal) -> Option<f32> {
     }
     #[allow(clippy::cast_precision_loss, reason = "it is exact")]
     let value = number.magnitude as f32 / TENS_F32.get(number.scale)?;
-    Some(if number.negative { -value } else { value })
+    Some(f32::from_bits(value.to_bits() | u32::from(number.negative) << 31))
 }
 
 /// In units of 10^-`scale`, digits beyond cut off.

@@ -173,7 +173,7 @@ fn append_token(token: &Token<'_>, at: usize, exact: bool, scalar: &Scalar, out:
             let Token::Text(text) = token else {
                 return Err(mismatch());
             };
-            out.extend_from_slice(&address::parse_uuid(text).ok_or_else(mismatch)?);
+            address::append_uuid(address::parse_uuid(text).ok_or_else(mismatch)?, out);
         }
         Scalar::Ipv4 => {
             let Token::Text(text) = token else {

@@ -10,9 +10,9 @@ use super::keys::KeyTable;
 use super::reject::{Attempt, Fail, RejectionKind};
 use super::scalar;
 use crate::batch::block::column::{Array, Column, Map, Tuple};
-use crate::batch::block::dictionary::Short;
 use crate::batch::block::strings::Strings;
 use crate::batch::block::variant::{Dynamic, Variant};
+use crate::short::Short;
 
 /// Reads the value at the cursor into one more row of the column.
 pub(crate) fn append(cursor: &mut Cursor<'_>, column: &mut Column) -> Attempt<()> {
@@ -27,6 +27,20 @@ pub(super) fn append_here(cursor: &mut Cursor<'_>, column: &mut Column) -> Attem
         column.push_default();
         return Ok(());
     }
+    let (column, nulls) = match column {
+        Column::Nullable(nullable) => (&mut nullable.inner, Some(&mut nullable.nulls)),
+        column => (column, None),
+    };
+    append_value(cursor, column)?;
+    if let Some(nulls) = nulls {
+        nulls.push(0);
+    }
+    Ok(())
+}
+
+/// Reads a value that is not null.
+#[inline(always)]
+fn append_value(cursor: &mut Cursor<'_>, column: &mut Column) -> Attempt<()> {
     match column {
         Column::Fixed(fixed) => scalar::append(cursor, &fixed.scalar, &mut fixed.bytes),
         Column::String(strings) => {
@@ -38,11 +52,8 @@ pub(super) fn append_here(cursor: &mut Cursor<'_>, column: &mut Column) -> Attem
             }
             Ok(())
         }
-        Column::Nullable(nullable) => {
-            append(cursor, &mut nullable.inner)?;
-            nullable.nulls.push(0);
-            Ok(())
-        }
+        // Nothing nullable is in something nullable.
+        Column::Nullable(_) => append(cursor, column),
         Column::LowCardinality(dictionary) => {
             if cursor.peek() == Some(b'"') && dictionary.holds_strings() {
                 let start = cursor.position();
@@ -96,7 +107,7 @@ fn append_array(cursor: &mut Cursor<'_>, array: &mut Array) -> Attempt<()> {
         cursor.leave();
     } else {
         loop {
-            append(cursor, &mut array.elements).map_err(|fail| fail.under_index(count))?;
+            append_here(cursor, &mut array.elements).map_err(|fail| fail.under_index(count))?;
             count += 1;
             if !cursor.next_item(b']')? {
                 break;

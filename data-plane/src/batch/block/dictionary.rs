@@ -8,30 +8,12 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use super::column::Column;
 use super::output::{Output, put_numbers};
+use crate::short::Short;
 
 /// The serialization with one dictionary per block.
 const KEYS_WITH_ADDITIONAL: u64 = 1;
 /// Flags of that serialization: additional keys follow, and they are all the keys there are.
 const HAS_ADDITIONAL_KEYS: u64 = 0x600;
-
-/// A text of at most 15 bytes with its length, in two words: equal exactly if the texts are.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Short(u64, u64);
-
-impl Short {
-    /// No text: its length would be 255.
-    const NONE: Short = Short(u64::MAX, u64::MAX);
-
-    /// The first `length` bytes of `wide`, if that is short.
-    #[inline(always)]
-    pub(crate) fn of(length: usize, wide: &[u8; 16]) -> Option<Short> {
-        if length >= wide.len() {
-            return None;
-        }
-        let text = u128::from_le_bytes(*wide) & ((1 << (8 * length)) - 1);
-        Some(Short(text as u64, (text >> 64) as u64 | (length as u64) << 56))
-    }
-}
 
 /// Short texts of the last rows and their entries, so that most rows need not search the dictionary. Only a memory: whatever is
 /// in it is in the dictionary too.
@@ -48,8 +30,7 @@ impl Recent {
     /// Where a text may be: here, or beside it.
     #[inline(always)]
     fn place(&self, short: Short) -> usize {
-        let mixed = (short.0 ^ short.1.rotate_left(29)).wrapping_mul(0x9E37_79B9_7F4A_7C15);
-        (mixed >> 40) as usize & self.places.len().wrapping_sub(1)
+        short.hash() & self.places.len().wrapping_sub(1)
     }
 
     #[inline(always)]
@@ -65,7 +46,7 @@ impl Recent {
 
     /// Notes an entry of a dictionary of so many; the places grow with it.
     fn note(&mut self, short: Short, index: u32, entries: usize) {
-        let wanted = (2 * entries).next_power_of_two().clamp(16, Self::MOST);
+        let wanted = (4 * entries).next_power_of_two().clamp(16, Self::MOST);
         if self.places.len() < wanted {
             self.places.clear();
             self.places.resize(wanted, (Short::NONE, 0));
