@@ -3,7 +3,12 @@
 //! Resource names (`projects/{project}/pipes/{pipe}`) are what users see; a [`PipeUid`] is what the planes and the
 //! database speak of, because a pipe that is deleted and created again under its name is another pipe.
 
-use std::{cmp::Ordering, fmt, str::FromStr};
+use std::{
+    cmp::Ordering,
+    fmt,
+    hash::{Hash, Hasher},
+    str::FromStr,
+};
 
 use serde::{Deserialize, Serialize};
 use ulid::Ulid;
@@ -309,38 +314,84 @@ string_serde!(ShardId);
 
 /// Kinesis sequence number: a decimal number of up to 129 digits, kept as text without leading zeros and ordered as
 /// a number. It passes `u128`, and as text `9` would come after `10`.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
-pub struct SequenceNumber {
-    text: String,
-    zeros: usize,
+pub struct SequenceNumber(Digits);
+
+/// A number of the usual length is part of its record, of which there are thousands in a page.
+#[derive(Clone)]
+enum Digits {
+    Usual { length: u8, digits: [u8; USUAL_DIGITS] },
+    Long(Box<[u8]>),
 }
 
+/// Digits of numbers that are kept in place: Kinesis' own have 56.
+const USUAL_DIGITS: usize = 62;
+/// Most digits of a number that the API of Kinesis takes.
+const MOST_DIGITS: usize = 129;
+
 impl SequenceNumber {
-    /// The text as Kinesis gave it.
-    pub fn as_str(&self) -> &str {
-        &self.text
+    /// The number, if these are digits.
+    pub fn from_digits(digits: &[u8]) -> Option<Self> {
+        let valid = (1..=MOST_DIGITS).contains(&digits.len()) && digits.iter().all(u8::is_ascii_digit);
+        if !valid {
+            return None;
+        }
+        let mut usual = [0; USUAL_DIGITS];
+        Some(Self(match usual.get_mut(..digits.len()) {
+            Some(place) => {
+                place.copy_from_slice(digits);
+                Digits::Usual {
+                    length: digits.len() as u8,
+                    digits: usual,
+                }
+            }
+            None => Digits::Long(digits.into()),
+        }))
     }
 
-    fn digits(&self) -> &str {
-        &self.text[self.zeros..]
+    /// The digits as Kinesis gave them.
+    pub fn as_bytes(&self) -> &[u8] {
+        match &self.0 {
+            Digits::Usual { length, digits } => &digits[..usize::from(*length)],
+            Digits::Long(digits) => digits,
+        }
+    }
+
+    /// The same as text.
+    pub fn as_str(&self) -> &str {
+        std::str::from_utf8(self.as_bytes()).unwrap_or_default()
+    }
+
+    /// How many zeros the digits begin with; the last digit is not one of them.
+    fn zeros(&self) -> usize {
+        let digits = self.as_bytes();
+        let zeros = digits.iter().take_while(|digit| **digit == b'0').count();
+        zeros.min(digits.len() - 1)
     }
 }
 
 impl FromStr for SequenceNumber {
     type Err = Error;
     fn from_str(text: &str) -> Result<Self, Error> {
-        if text.is_empty() || text.len() > 129 || !text.bytes().all(|b| b.is_ascii_digit()) {
-            return Err(Error::Malformed {
-                given: cut(text),
-                kind: "sequence number",
-            });
-        }
-        let zeros = text.bytes().take_while(|b| *b == b'0').count().min(text.len() - 1);
-        Ok(Self {
-            text: text.to_owned(),
-            zeros,
+        Self::from_digits(text.as_bytes()).ok_or_else(|| Error::Malformed {
+            given: cut(text),
+            kind: "sequence number",
         })
+    }
+}
+
+impl PartialEq for SequenceNumber {
+    fn eq(&self, other: &Self) -> bool {
+        self.as_bytes() == other.as_bytes()
+    }
+}
+
+impl Eq for SequenceNumber {}
+
+impl Hash for SequenceNumber {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.as_bytes().hash(state);
     }
 }
 
@@ -352,18 +403,25 @@ impl PartialOrd for SequenceNumber {
 
 impl Ord for SequenceNumber {
     fn cmp(&self, other: &Self) -> Ordering {
-        let (a, b) = (self.digits(), other.digits());
+        let (zeros, other_zeros) = (self.zeros(), other.zeros());
+        let (a, b) = (&self.as_bytes()[zeros..], &other.as_bytes()[other_zeros..]);
         // Equal numbers with other zeros still get an order, so that `Ord` agrees with `Eq`.
         a.len()
             .cmp(&b.len())
             .then_with(|| a.cmp(b))
-            .then_with(|| self.zeros.cmp(&other.zeros))
+            .then_with(|| zeros.cmp(&other_zeros))
+    }
+}
+
+impl fmt::Debug for SequenceNumber {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "SequenceNumber({self})")
     }
 }
 
 impl fmt::Display for SequenceNumber {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.text)
+        f.write_str(self.as_str())
     }
 }
 

@@ -59,16 +59,16 @@ const UNORDERED_RECORDS: u32 = 64;
 /// What is known of a record besides its bytes.
 #[derive(Debug, Clone, Copy)]
 pub struct RecordMeta<'a> {
-    /// Partition key of the record, or of the message within an aggregate.
-    pub partition_key: &'a str,
+    /// Partition key of the record, or of the message within an aggregate, as UTF-8.
+    pub partition_key: &'a [u8],
     /// When Kinesis took the record, in milliseconds since 1970.
     pub arrival_millis: i64,
     /// Name of the stream.
     pub stream: &'a str,
     /// The shard.
     pub shard_id: &'a str,
-    /// Sequence number of the Kinesis record.
-    pub sequence_number: &'a str,
+    /// Sequence number of the Kinesis record, in digits.
+    pub sequence_number: &'a [u8],
     /// Place of the message within its Kinesis record, from 0.
     pub sub_sequence_number: u64,
 }

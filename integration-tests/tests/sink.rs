@@ -176,7 +176,7 @@ async fn rejected_records_arrive_in_the_error_table() -> Result<()> {
             error_type: if at == 0 { "MALFORMED_JSON" } else { "INVALID_UTF8" },
             message: "unexpected end",
             field_path: "a.b",
-            partition_key: "clé",
+            partition_key: "clé".as_bytes(),
             value,
             arrival_millis: 1_760_000_000_123,
             shard: &shard,

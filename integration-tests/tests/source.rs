@@ -172,7 +172,7 @@ impl Reading {
 fn numbers(records: &[Record]) -> Vec<u32> {
     records
         .iter()
-        .map(|record| u32::from_be_bytes([record.data[0], record.data[1], record.data[2], record.data[3]]))
+        .map(|record| u32::from_be_bytes([record.data()[0], record.data()[1], record.data()[2], record.data()[3]]))
         .collect()
 }
 
@@ -213,7 +213,7 @@ async fn trim_horizon_reads_all_pages_in_order() -> Result<()> {
     ensure!(
         records
             .iter()
-            .all(|record| record.partition_key == "key" && record.arrival_millis > 0)
+            .all(|record| record.partition_key() == b"key" && record.arrival_millis > 0)
     );
     ensure!(
         records

@@ -16,12 +16,14 @@ use millrace_integration_tests::clickhouse::{ClickHouse, Request};
 use millrace_integration_tests::type_cases::{MALFORMED, TYPE_CASES, TypeCase};
 use rand::{Rng as _, SeedableRng as _, rngs::SmallRng};
 
+const SEQUENCE_NUMBER: &str = "49590338271490256608559692538361571095921575989136588898";
+
 const META: RecordMeta<'static> = RecordMeta {
-    partition_key: "key \"é\"",
+    partition_key: "key \"é\"".as_bytes(),
     arrival_millis: 1_700_000_000_123,
     stream: "events",
     shard_id: "shardId-000000000000",
-    sequence_number: "49590338271490256608559692538361571095921575989136588898",
+    sequence_number: SEQUENCE_NUMBER.as_bytes(),
     sub_sequence_number: 3,
 };
 
@@ -470,8 +472,8 @@ async fn virtual_columns_arrive_in_every_type_they_may_have() -> Result<()> {
         ("_timestamp", "Nullable(Int64)", "1700000000123"),
         ("_timestamp", "Date", "2023-11-14"),
         ("_stream", "LowCardinality(String)", "events"),
-        ("_sequence_number", "String", META.sequence_number),
-        ("_sequence_number", "UInt256", META.sequence_number),
+        ("_sequence_number", "String", SEQUENCE_NUMBER),
+        ("_sequence_number", "UInt256", SEQUENCE_NUMBER),
         ("_raw_message", "String", "{\"id\" : 1,\"x\":\"\\u0041\"}"),
         ("_shard_id", "String", META.shard_id),
         ("_sub_sequence_number", "UInt64", "3"),

@@ -62,10 +62,10 @@ pub(super) fn check(source: VirtualColumn, data_type: &DataType) -> Result<(), &
 /// Appends the value to the column, which [`check`] has allowed.
 pub(super) fn append(source: VirtualColumn, meta: &RecordMeta<'_>, payload: &[u8], column: &mut Column) -> Attempt<()> {
     match source {
-        VirtualColumn::Key => text(meta.partition_key.as_bytes(), column),
+        VirtualColumn::Key => text(meta.partition_key, column),
         VirtualColumn::Stream => text(meta.stream.as_bytes(), column),
         VirtualColumn::ShardId => text(meta.shard_id.as_bytes(), column),
-        VirtualColumn::SequenceNumber => text(meta.sequence_number.as_bytes(), column),
+        VirtualColumn::SequenceNumber => text(meta.sequence_number, column),
         VirtualColumn::RawMessage => text(payload, column),
         VirtualColumn::SubSequenceNumber => {
             let mut digits = [0; 20];

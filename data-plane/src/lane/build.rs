@@ -130,14 +130,14 @@ impl Bench {
             return;
         }
         let meta = RecordMeta {
-            partition_key: &record.partition_key,
+            partition_key: record.partition_key(),
             arrival_millis: record.arrival_millis,
             stream,
             shard_id: shard.as_str(),
-            sequence_number: record.sequence_number.as_str(),
+            sequence_number: record.sequence_number.as_bytes(),
             sub_sequence_number: WHOLE_RECORD,
         };
-        if let Err(rejection) = self.decoder.decode(&record.data, &meta, &mut self.rows) {
+        if let Err(rejection) = self.decoder.decode(record.data(), &meta, &mut self.rows) {
             if terms.part {
                 self.rejected += 1;
             } else {
@@ -153,8 +153,8 @@ impl Bench {
             error_type,
             message,
             field_path,
-            partition_key: &record.partition_key,
-            value: &record.data,
+            partition_key: record.partition_key(),
+            value: record.data(),
             arrival_millis: record.arrival_millis,
             shard,
             sequence_number: &record.sequence_number,
@@ -197,7 +197,7 @@ impl Filling {
             {
                 let stream = &self.recipe.spec.source.stream.name;
                 self.bench.take(stream, &run.shard, &record, &self.terms);
-                self.count(record.data.len());
+                self.count(record.data().len());
                 to = Some(record.sequence_number);
             }
             if page.records.len() == 0 {

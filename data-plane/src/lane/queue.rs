@@ -35,7 +35,7 @@ impl Pending {
         self.records
             .as_slice()
             .iter()
-            .map(|record| record.data.len() as u64)
+            .map(|record| record.data().len() as u64)
             .sum()
     }
 }
@@ -166,12 +166,7 @@ mod tests {
     }
 
     fn page(budget: &Arc<Budget>, of: u8, numbers: &[u64]) -> Page {
-        let record = |n: &u64| Record {
-            sequence_number: number(*n),
-            partition_key: "k".to_owned(),
-            arrival_millis: 0,
-            data: vec![b'x'; 10].into(),
-        };
+        let record = |n: &u64| Record::new(number(*n), "k", 0, &[b'x'; 10]);
         let permit = budget
             .acquire(numbers.len() * 10)
             .now_or_never()

@@ -95,7 +95,7 @@ impl Lane {
         if !std::mem::replace(&mut shard.heard, true) {
             tracing::info!(shard = %id, epoch = shard.epoch.0, records = page.records.len(), "reading");
         }
-        shard.count(page.records.iter().map(|record| record.data.len() as u64).sum(), now);
+        shard.count(page.records.iter().map(|record| record.data().len() as u64).sum(), now);
         if let Some(last) = &page.last {
             shard.read_to = Position::After(last.clone());
         }

@@ -182,12 +182,7 @@ mod tests {
         let mut page = |records: u64| {
             let numbers = next + 1..=next + records;
             next += records;
-            let record = |n: u64| Record {
-                sequence_number: n.to_string().parse().expect("a number"),
-                partition_key: String::new(),
-                arrival_millis: 0,
-                data: bytes::Bytes::new(),
-            };
+            let record = |n: u64| Record::new(n.to_string().parse().expect("a number"), "", 0, b"");
             Pending {
                 records: numbers.map(record).collect::<Vec<_>>().into_iter(),
                 last: next.to_string().parse().expect("a number"),

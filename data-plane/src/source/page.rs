@@ -8,7 +8,7 @@ use millrace_common::ids::{SequenceNumber, ShardId};
 
 use super::Permit;
 
-/// What a record costs in memory beside its payload and key: its sequence number, its struct, its allocations.
+/// What a record costs in memory beside its payload and key: its struct, and what is kept of it while it is decoded.
 pub(super) const RECORD_OVERHEAD: usize = 256;
 
 /// One Kinesis record.
@@ -16,18 +16,44 @@ pub(super) const RECORD_OVERHEAD: usize = 256;
 pub struct Record {
     /// Its number in the shard.
     pub sequence_number: SequenceNumber,
-    /// Its partition key.
-    pub partition_key: String,
     /// When Kinesis took it, in milliseconds since the epoch; 0 where Kinesis did not say.
     pub arrival_millis: i64,
-    /// Its payload: a slice of what its page was read from.
-    pub data: Bytes,
+    /// Its payload and then its key: a slice of what its page was read from.
+    bytes: Bytes,
+    /// Length of the payload.
+    payload: usize,
 }
 
 impl Record {
+    /// A record of its own memory.
+    pub fn new(sequence_number: SequenceNumber, partition_key: &str, arrival_millis: i64, data: &[u8]) -> Self {
+        let bytes = [data, partition_key.as_bytes()].concat().into();
+        Self::in_page(sequence_number, arrival_millis, bytes, data.len())
+    }
+
+    /// A record whose payload is the first `payload` of these bytes, and its key, as UTF-8, the others.
+    pub(super) fn in_page(sequence_number: SequenceNumber, arrival_millis: i64, bytes: Bytes, payload: usize) -> Self {
+        Self {
+            sequence_number,
+            arrival_millis,
+            payload: payload.min(bytes.len()),
+            bytes,
+        }
+    }
+
+    /// Its payload.
+    pub fn data(&self) -> &[u8] {
+        &self.bytes[..self.payload]
+    }
+
+    /// Its partition key, which is UTF-8.
+    pub fn partition_key(&self) -> &[u8] {
+        &self.bytes[self.payload..]
+    }
+
     /// What the record costs of a [`super::Budget`].
     pub fn cost(&self) -> usize {
-        self.data.len() + self.partition_key.len() + RECORD_OVERHEAD
+        self.bytes.len() + RECORD_OVERHEAD
     }
 }
 

@@ -76,12 +76,12 @@ fn record(shard: u8, n: usize) -> Record {
             n % 5
         ),
     };
-    Record {
-        sequence_number: number(n),
-        partition_key: format!("key-{n}"),
-        arrival_millis: 1_700_000_000_000 + n as i64,
-        data: data.into(),
-    }
+    Record::new(
+        number(n),
+        &format!("key-{n}"),
+        1_700_000_000_000 + n as i64,
+        data.as_bytes(),
+    )
 }
 
 /// Records `1..=count` of a shard from one number on, in pages of these sizes.

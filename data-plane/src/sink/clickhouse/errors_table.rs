@@ -29,8 +29,8 @@ pub struct Rejected<'a> {
     pub message: &'a str,
     /// Column or JSON path at fault; empty where there is none.
     pub field_path: &'a str,
-    /// Partition key.
-    pub partition_key: &'a str,
+    /// Partition key, as UTF-8.
+    pub partition_key: &'a [u8],
     /// The record's bytes.
     pub value: &'a [u8],
     /// When Kinesis took it, in milliseconds since the epoch.
@@ -93,7 +93,7 @@ impl ErrorBlock {
         self.rows += 1;
         self.types.push(rejected.error_type);
         put_text(&mut self.messages, &message(rejected));
-        put_bytes(&mut self.keys, rejected.partition_key.as_bytes());
+        put_bytes(&mut self.keys, rejected.partition_key);
         put_bytes(
             &mut self.values,
             &rejected.value[..rejected.value.len().min(MAX_VALUE_BYTES)],
@@ -254,7 +254,7 @@ mod tests {
                 error_type: kind,
                 message: "bad",
                 field_path: "a.b",
-                partition_key: "key",
+                partition_key: b"key",
                 value,
                 arrival_millis: 1_760_000_000_123,
                 shard: &shard,
@@ -319,7 +319,7 @@ mod tests {
             error_type: "T",
             message: &long,
             field_path: "",
-            partition_key: "",
+            partition_key: b"",
             value: b"",
             arrival_millis: 0,
             shard: &shard,

@@ -124,12 +124,7 @@ mod tests {
     }
 
     fn records(numbers: &[&str]) -> Vec<Record> {
-        let record = |text: &&str| Record {
-            sequence_number: number(text),
-            partition_key: "k".to_owned(),
-            arrival_millis: 0,
-            data: bytes::Bytes::new(),
-        };
+        let record = |text: &&str| Record::new(number(text), "k", 0, b"");
         numbers.iter().map(record).collect()
     }
 

@@ -212,10 +212,11 @@ pub(super) fn millis(time: &DateTime) -> Option<i64> {
 fn record(record: SdkRecord) -> Result<Record, String> {
     let sequence_number: SequenceNumber = record.sequence_number.parse().map_err(|_| record.sequence_number)?;
     let arrival = record.approximate_arrival_timestamp.and_then(|time| millis(&time));
-    Ok(Record {
+    let key = record.partition_key.unwrap_or_default();
+    Ok(Record::new(
         sequence_number,
-        partition_key: record.partition_key.unwrap_or_default(),
-        arrival_millis: arrival.unwrap_or_default(),
-        data: record.data.into_inner().into(),
-    })
+        &key,
+        arrival.unwrap_or_default(),
+        record.data.as_ref(),
+    ))
 }

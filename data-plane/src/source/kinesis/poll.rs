@@ -348,7 +348,7 @@ impl Machine {
         };
         self.prove(&reply)?;
         let shard = &self.options.shard;
-        let bytes: u64 = reply.records.iter().map(|record| record.data.len() as u64).sum();
+        let bytes: u64 = reply.records.iter().map(|record| record.data().len() as u64).sum();
         if !reply.records.is_empty() {
             // Large records have a say at once, small ones bit by bit.
             let mean = usize::try_from(bytes).unwrap_or(usize::MAX) / reply.records.len();

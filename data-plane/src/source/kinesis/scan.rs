@@ -5,6 +5,8 @@
 //! member twice or missing, a child shard, broken base64) it leaves to the SDK, by saying nothing. So an answer means the same
 //! either way, and every error is the SDK's.
 
+use std::borrow::Cow;
+
 use aws_smithy_types::DateTime;
 use bytes::Bytes;
 use memchr::memchr2;
@@ -66,6 +68,16 @@ impl Seen {
     fn has(&self, member: u8) -> bool {
         self.0 & (1 << member) != 0
     }
+}
+
+/// What is known of a record before its page is whole.
+struct Head {
+    sequence_number: SequenceNumber,
+    arrival_millis: i64,
+    /// Length of its payload.
+    payload: usize,
+    /// Where its key ends in the page, and the next record begins.
+    end: usize,
 }
 
 struct Scanner<'a> {
@@ -153,13 +165,19 @@ impl<'a> Scanner<'a> {
         Some(&rest[..length])
     }
 
-    /// A string, escapes and all.
     fn string(&mut self) -> Option<String> {
+        self.text().map(Cow::into_owned)
+    }
+
+    /// A string, escapes and all; copied only if there are any.
+    fn text(&mut self) -> Option<Cow<'a, str>> {
         self.peek().filter(|byte| *byte == b'"')?;
         let from = self.at;
         if let Some(plain) = self.plain() {
             let control = plain.iter().any(|byte| *byte < 0x20);
-            return (!control).then(|| String::from_utf8(plain.to_vec()).ok()).flatten();
+            return (!control)
+                .then(|| std::str::from_utf8(plain).ok().map(Cow::Borrowed))
+                .flatten();
         }
         self.at = from + 1;
         loop {
@@ -171,7 +189,7 @@ impl<'a> Scanner<'a> {
             }
             self.at += next + 2;
         }
-        serde_json::from_slice(&self.body[from..self.at]).ok()
+        serde_json::from_slice(&self.body[from..self.at]).ok().map(Cow::Owned)
     }
 
     /// A number as it is written.
@@ -220,42 +238,41 @@ impl<'a> Scanner<'a> {
     }
 
     fn records(&mut self) -> Option<Vec<Record>> {
-        // All payloads are in one buffer, which cannot be longer than what is left of the body.
-        let mut payloads = Vec::with_capacity((self.body.len() - self.at) / 4 * 3);
-        let mut records = Vec::new();
-        let mut ends = Vec::new();
+        // All payloads and keys are in one buffer, which cannot be longer than what is left of the body.
+        let mut page = Vec::with_capacity((self.body.len() - self.at) / 4 * 3);
+        let mut heads = Vec::new();
         self.array(|scanner| {
-            records.push(scanner.record(&mut payloads)?);
-            ends.push(payloads.len());
+            heads.push(scanner.record(&mut page)?);
             Some(())
         })?;
-        let payloads = Bytes::from(payloads);
+        let page = Bytes::from(page);
         let mut from = 0;
-        for (record, end) in records.iter_mut().zip(ends) {
-            record.data = payloads.slice(from..end);
-            from = end;
-        }
-        Some(records)
+        let record = |head: Head| {
+            let bytes = page.slice(from..head.end);
+            from = head.end;
+            Record::in_page(head.sequence_number, head.arrival_millis, bytes, head.payload)
+        };
+        Some(heads.into_iter().map(record).collect())
     }
 
-    /// A record; its payload is appended to `payloads`.
-    fn record(&mut self, payloads: &mut Vec<u8>) -> Option<Record> {
+    /// A record; its payload and then its key are appended to `page`.
+    fn record(&mut self, page: &mut Vec<u8>) -> Option<Head> {
         let mut seen = Seen::default();
+        let start = page.len();
         let (mut sequence_number, mut partition_key, mut arrival_millis) = (None, None, 0);
         self.object(|scanner, key| {
             match key {
                 b"SequenceNumber" => {
                     seen.first(0)?;
-                    let text = std::str::from_utf8(scanner.plain()?).ok()?;
-                    sequence_number = Some(text.parse::<SequenceNumber>().ok()?);
+                    sequence_number = Some(SequenceNumber::from_digits(scanner.plain()?)?);
                 }
                 b"Data" => {
                     seen.first(1)?;
-                    base64_simd::STANDARD.decode_append(scanner.plain()?, payloads).ok()?;
+                    base64_simd::STANDARD.decode_append(scanner.plain()?, page).ok()?;
                 }
                 b"PartitionKey" => {
                     seen.first(2)?;
-                    partition_key = Some(scanner.string()?);
+                    partition_key = Some(scanner.text()?);
                 }
                 b"ApproximateArrivalTimestamp" => {
                     seen.first(3)?;
@@ -271,11 +288,16 @@ impl<'a> Scanner<'a> {
             }
             Some(())
         })?;
-        Some(Record {
+        if !seen.has(1) {
+            return None;
+        }
+        let payload = page.len() - start;
+        page.extend_from_slice(partition_key?.as_bytes());
+        Some(Head {
             sequence_number: sequence_number?,
-            partition_key: partition_key?,
             arrival_millis,
-            data: seen.has(1).then(Bytes::new)?,
+            payload,
+            end: page.len(),
         })
     }
 }

@@ -16,6 +16,8 @@ use aws_smithy_runtime_api::client::{
     runtime_components::RuntimeComponents,
 };
 use aws_smithy_types::{body::SdkBody, byte_stream::ByteStream};
+use bytes::Buf as _;
+use parking_lot::Mutex;
 
 use super::{client::Reply, scan::scan};
 
@@ -25,6 +27,13 @@ const TARGET: &str = "x-amz-target";
 const GET_RECORDS: &str = ".GetRecords";
 /// What the SDK gets to see of an answer that was taken.
 const TAKEN: &str = r#"{"Records":[]}"#;
+
+/// Buffers that are kept, and of which size: some tens of megabytes at most, beside what readers may hold.
+const MOST_SPARE_BODIES: usize = 2;
+const LARGEST_SPARE_BODY: usize = 16 << 20;
+
+/// Buffers of bodies that were scanned. One is in use only while a body is scanned, so a few serve all readers.
+static SPARE_BODIES: Mutex<Vec<Vec<u8>>> = Mutex::new(Vec::new());
 
 tokio::task_local! {
     /// Where the answer of the call that this task makes is put.
@@ -99,19 +108,37 @@ async fn take(mut response: HttpResponse) -> Result<HttpResponse, ConnectorError
     if response.status().as_u16() != 200 || !asked {
         return Ok(response);
     }
-    let body = ByteStream::new(response.take_body())
+    let mut frames = ByteStream::new(response.take_body())
         .collect()
         .await
-        .map_err(|error| ConnectorError::io(error.into()))?
-        .into_bytes();
+        .map_err(|error| ConnectorError::io(error.into()))?;
+    let mut body = spare_body();
+    while frames.has_remaining() {
+        body.extend_from_slice(frames.chunk());
+        frames.advance(frames.chunk().len());
+    }
     *response.body_mut() = match scan(&body) {
         Some(reply) => {
             ANSWER.with(|answer| answer.set(Some(reply)));
             // The SDK compares it with the body that it sees.
             response.headers_mut().remove("content-length");
+            keep_body(body);
             SdkBody::from(TAKEN)
         }
         None => SdkBody::from(body),
     };
     Ok(response)
+}
+
+/// An empty buffer, if possible one that was used before: to ask the system for new pages costs as much as to read into them.
+fn spare_body() -> Vec<u8> {
+    SPARE_BODIES.lock().pop().unwrap_or_default()
+}
+
+fn keep_body(mut body: Vec<u8>) {
+    body.clear();
+    let mut spare = SPARE_BODIES.lock();
+    if spare.len() < MOST_SPARE_BODIES && body.capacity() <= LARGEST_SPARE_BODY {
+        spare.push(body);
+    }
 }

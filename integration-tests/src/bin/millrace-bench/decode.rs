@@ -87,11 +87,11 @@ fn measure(shape: &Shape, rounds: usize) -> anyhow::Result<()> {
     let (mut buffers, mut tape) = (simd_json::Buffers::new(4096), None);
     let (mut scratch, mut native, mut frames) = (Vec::new(), Vec::new(), Vec::new());
     let meta = RecordMeta {
-        partition_key: "user-1",
+        partition_key: b"user-1",
         arrival_millis: 1_700_000_000_000,
         stream: "bench",
         shard_id: "shardId-000000000000",
-        sequence_number: "49590338271490256608559692538361571095921575989136588898",
+        sequence_number: b"49590338271490256608559692538361571095921575989136588898",
         sub_sequence_number: 0,
     };
     let mut times: [Vec<f64>; 6] = Default::default();

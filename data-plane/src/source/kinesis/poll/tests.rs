@@ -23,12 +23,7 @@ fn after(value: u64) -> Position {
 }
 
 fn reply(numbers: &[u64], millis_behind: i64) -> Reply {
-    let record = |value: &u64| Record {
-        sequence_number: number(*value),
-        partition_key: "key".to_owned(),
-        arrival_millis: 0,
-        data: vec![b'x'; 10].into(),
-    };
+    let record = |value: &u64| Record::new(number(*value), "key", 0, &[b'x'; 10]);
     Reply {
         records: numbers.iter().map(record).collect(),
         next_iterator: Some("next".to_owned()),
@@ -362,12 +357,7 @@ fn a_call_asks_for_as_many_records_as_a_page_holds() {
             .sequence_number()
             .map_or(0, |number| number.as_str().parse().unwrap());
         reply.records = (from + 1..from + 3)
-            .map(|n| Record {
-                sequence_number: number(n),
-                partition_key: "key".to_owned(),
-                arrival_millis: 0,
-                data: vec![b'x'; payload].into(),
-            })
+            .map(|n| Record::new(number(n), "key", 0, &vec![b'x'; payload]))
             .collect();
         bed.accepted(reply);
         limit
