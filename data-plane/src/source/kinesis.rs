@@ -46,6 +46,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 pub use self::client::Client;
+pub use self::scan::records_of;
 pub use self::throttle::Limits;
 use self::{
     client::{Answer, Origin},

@@ -52,6 +52,11 @@ pub(super) fn scan(body: &[u8]) -> Option<Reply> {
     seen.has(0).then_some(reply)
 }
 
+/// The records of an answer of GetRecords, as a reader gets them; `None` if the SDK would have to read it.
+pub fn records_of(body: &[u8]) -> Option<Vec<Record>> {
+    scan(body).map(|reply| reply.records)
+}
+
 /// Which members of an object were there.
 #[derive(Default)]
 struct Seen(u8);

@@ -1,5 +1,6 @@
 //! From JSON to columns on one thread, for records of several shapes, beside what others do with the same bytes: a copy, simd-json's
-//! bare parse (which makes a tape of tokens and no values), and serde_json's tree.
+//! bare parse (which makes a tape of tokens and no values), and serde_json's tree. `pipeline` is everything that a worker does between
+//! the body of an answer of Kinesis and the body of an insert.
 //!
 //! All take turns within a round; a figure is the median of the rounds, by the CPU time of the thread.
 
@@ -9,7 +10,8 @@ use anyhow::{Context as _, ensure};
 use millrace_data_plane::{
     batch::block::Block,
     decode::{Decoder, FieldSource, MappedColumn, Plan, RecordMeta},
-    sink::clickhouse::native::compress_lz4,
+    sink::clickhouse::native::{Frames, compress_lz4},
+    source::kinesis::records_of,
 };
 use millrace_integration_tests::events::{COLUMNS, Events};
 use nix::time::{ClockId, clock_gettime};
@@ -22,6 +24,11 @@ use super::{
 
 /// Additions that depend on each other, one per cycle of the clock.
 const CLOCK_STEPS: u64 = 20_000_000;
+
+/// Records of one answer: as many as Kinesis gives.
+const RECORDS_PER_ANSWER: usize = 10_000;
+const SEQUENCE_NUMBER: &str = "49590338271490256608559692538361571095921575989136588898";
+const KEY: &str = "user-1";
 
 /// Measures all shapes.
 pub(super) fn run(records: u64, rounds: usize) -> anyhow::Result<()> {
@@ -81,20 +88,33 @@ fn plan(shape: &Shape) -> anyhow::Result<Arc<Plan>> {
     Ok(Arc::new(Plan::compile(columns)?))
 }
 
+/// An answer of GetRecords with these payloads.
+fn answer(payloads: &[Vec<u8>]) -> String {
+    let record = |payload: &Vec<u8>| {
+        json!({
+            "ApproximateArrivalTimestamp": 1_700_000_000.123, "Data": base64_simd::STANDARD.encode_to_string(payload),
+            "PartitionKey": KEY, "SequenceNumber": SEQUENCE_NUMBER,
+        })
+    };
+    let records: Vec<_> = payloads.iter().map(record).collect();
+    json!({"MillisBehindLatest": 0, "NextShardIterator": "AAAA", "Records": records}).to_string()
+}
+
 fn measure(shape: &Shape, rounds: usize) -> anyhow::Result<()> {
     let plan = plan(shape)?;
     let (mut decoder, mut block) = (Decoder::new(Arc::clone(&plan)), Block::new(&plan));
     let (mut buffers, mut tape) = (simd_json::Buffers::new(4096), None);
     let (mut scratch, mut native, mut frames) = (Vec::new(), Vec::new(), Vec::new());
     let meta = RecordMeta {
-        partition_key: b"user-1",
+        partition_key: KEY.as_bytes(),
         arrival_millis: 1_700_000_000_000,
         stream: "bench",
         shard_id: "shardId-000000000000",
-        sequence_number: b"49590338271490256608559692538361571095921575989136588898",
+        sequence_number: SEQUENCE_NUMBER.as_bytes(),
         sub_sequence_number: 0,
     };
-    let mut times: [Vec<f64>; 6] = Default::default();
+    let bodies: Vec<String> = shape.records.chunks(RECORDS_PER_ANSWER).map(answer).collect();
+    let mut times: [Vec<f64>; 7] = Default::default();
     let (mut clocks, mut allocated) = (Vec::new(), 0);
     // The first round fills the buffers and is not counted.
     for round in 0..=rounds {
@@ -141,14 +161,35 @@ fn measure(shape: &Shape, rounds: usize) -> anyhow::Result<()> {
         let written = timed(|| block.write_native(&mut native))?;
         frames.clear();
         let compressed = timed(|| compress_lz4(&native, &mut frames))?;
+        block.clear();
+        let whole = timed(|| {
+            for body in &bodies {
+                for record in records_of(body.as_bytes()).context("an answer that is read without the SDK")? {
+                    let meta = RecordMeta {
+                        partition_key: record.partition_key(),
+                        arrival_millis: record.arrival_millis,
+                        sequence_number: record.sequence_number.as_bytes(),
+                        ..meta
+                    };
+                    decoder
+                        .decode(record.data(), &meta, &mut block)
+                        .map_err(|rejection| anyhow::anyhow!("{rejection}"))?;
+                }
+            }
+            let mut frames = Frames::default();
+            block.write_native(&mut frames);
+            black_box(frames.finish());
+            anyhow::Ok(())
+        })?;
+        whole.1?;
         if round > 0 {
             clocks.push(clock);
-            let seconds = [copied.0, parsed.0, value.0, decoded.0, written.0, compressed.0];
+            let seconds = [copied.0, parsed.0, value.0, decoded.0, written.0, compressed.0, whole.0];
             times.iter_mut().zip(seconds).for_each(|(times, time)| times.push(time));
         }
     }
     let (bytes, clock) = (shape.bytes(), median(clocks));
-    let [copy, parse, value, decode, encode, lz4] = times.map(median);
+    let [copy, parse, value, decode, encode, lz4, pipeline] = times.map(median);
     #[allow(clippy::cast_precision_loss, reason = "a figure for people")]
     let cycles = decode * clock / bytes as f64;
     for (bench, seconds) in [
@@ -157,6 +198,7 @@ fn measure(shape: &Shape, rounds: usize) -> anyhow::Result<()> {
         ("serde_json_value", value),
         ("block_encoding", encode),
         ("block_lz4", lz4),
+        ("pipeline", pipeline),
     ] {
         print(&json!({
             "bench": bench, "data": shape.name, "value": rounded(megabytes(bytes) / seconds), "unit": "MB/s per core",
