@@ -14,7 +14,7 @@ use millrace_common::{
     batch::OpenBatch,
     fail_point,
     ids::{BatchId, Epoch, PipeUid, Revision, ShardId},
-    pipe,
+    pipe, reason,
     retry::Backoff,
 };
 use parking_lot::{Mutex, RwLock};
@@ -36,6 +36,8 @@ use crate::{
 const LOOK_AGAIN: Duration = Duration::from_secs(30);
 /// How long to wait for a table's definition: without it a batch goes on, only a refused one cannot be made smaller.
 const LOOK_LIMIT: Duration = Duration::from_secs(5);
+/// How long the control plane may be away before it is shown: a take-over takes less.
+const SHOW_AWAY_AFTER: Duration = Duration::from_secs(10);
 
 /// A block ready to be sent.
 #[derive(Clone)]
@@ -111,6 +113,11 @@ impl Refused {
     /// The batch, and the leases under which it is claimed.
     pub fn claim(&self) -> &Claim {
         &self.load.claim
+    }
+
+    /// Its blocks will not be sent any more. The memory that they were paid with stays with it, for what is read instead.
+    pub fn forget_blocks(&mut self) {
+        (self.load.built.rows, self.load.built.errors) = (None, None);
     }
 }
 
@@ -339,7 +346,7 @@ impl Committer {
     ) -> Result<(), String> {
         let part = Part::Batch(claim.batch.id);
         let mut backoff = Backoff::new(RETRY.0, RETRY.1 / 6);
-        let mut attempts = 0_u32;
+        let mut away_since = None;
         loop {
             let delay = match attempt().await {
                 Ok(()) => {
@@ -351,17 +358,26 @@ impl Committer {
                     return Err(message);
                 }
                 Err(Error::Unavailable { message }) => {
-                    if attempts == 0 {
+                    let since = *away_since.get_or_insert_with(|| {
                         tracing::warn!(batch = %claim.batch.id, call, message, "waiting for the control plane");
+                        Instant::now()
+                    });
+                    if since.elapsed() >= SHOW_AWAY_AFTER {
+                        // Its session may well be there: a database that takes no writes can still be read.
+                        let message = format!(
+                            "{call} waits for the control plane: {message}; what was read is kept, and goes on when the                              control plane and its database are well"
+                        );
+                        let fault = Fault::passing(reason::CONTROL_PLANE_UNAVAILABLE, message);
+                        self.faults.set(part.clone(), fault);
                     }
                     backoff.delay()
                 }
                 Err(error @ Error::Invalid { .. }) => {
+                    away_since = None;
                     self.faults.set(part.clone(), Fault::internal(error.to_string()));
                     self.probe_interval
                 }
             };
-            attempts += 1;
             tokio::time::sleep(delay).await;
         }
     }
