@@ -3,6 +3,8 @@
 //!
 //! The records are read again, exactly the slices, as for a replay. Halving goes on until what is refused is single
 //! records: so one bad record among n costs about 2 log2(n) inserts, and what is good lands on the way.
+//!
+//! They take the place of the blocks that were refused, whose memory pays for them until the last part is committed.
 
 use std::{collections::VecDeque, sync::Arc};
 
@@ -19,12 +21,9 @@ use super::{
     fault::Faults,
     queue::{Pending, Run},
     recipe::Recipe,
-    replay::{Ages, read_again},
+    replay::{Means, Pay, read_again},
 };
-use crate::{
-    commit::{Built, Cause, Committer, Prepared, Refused},
-    source::Budget,
-};
+use crate::commit::{Built, Cause, Committer, Prepared, Refused};
 
 /// Most of ClickHouse's words that go with a condemned record.
 const MAX_WORDS: usize = 1_000;
@@ -46,13 +45,14 @@ pub(super) enum Split {
 pub(super) async fn split(
     pipe: PipeUid,
     recipe: Arc<Recipe>,
-    refused: Refused,
+    mut refused: Refused,
     committer: Committer,
     faults: Faults,
-    ages: Ages,
+    means: Means,
 ) -> Result<Split, String> {
     let batch = refused.claim().batch.clone();
-    let mut runs = match read_again(&recipe, &batch, &faults, &ages).await {
+    refused.forget_blocks();
+    let mut runs = match read_again(&recipe, &batch, &faults, &means, Pay::WithTheBatch).await {
         Ok(runs) => runs,
         Err((shard, gap)) => return Ok(Split::Gone(shard, gap)),
     };
@@ -90,8 +90,7 @@ pub(super) async fn split(
                 runs,
                 rules: None,
                 bench: None,
-                // As for a replay: the records are there again beside all that the lane has.
-                budget: Budget::new(usize::MAX),
+                budget: Arc::clone(&means.budget),
                 terms,
             };
             build(job).built

@@ -20,7 +20,7 @@ use super::{
     Lane,
     build::{Job, Outcome, build},
     fault::{Fault, Part},
-    replay::{Ages, Replayed, replay},
+    replay::{Means, Replayed, replay},
     split::{Split, split},
 };
 use crate::commit::{
@@ -237,10 +237,10 @@ impl Lane {
                 Box::pin(async move { Ending::Sent(committer.send(prepared).await) })
             }
             (Step::Replace(_), Stage::Refused(refused)) => {
-                let (pipe, faults, ages) = (self.pipe, self.faults.clone(), self.ages());
+                let (pipe, faults, means) = (self.pipe, self.faults.clone(), self.means());
                 match self.recipes.get(&revision).map(Arc::clone) {
                     Some(recipe) => Box::pin(async move {
-                        Ending::Replaced(split(pipe, recipe, *refused, committer, faults, ages).await)
+                        Ending::Replaced(split(pipe, recipe, *refused, committer, faults, means).await)
                     }),
                     // Its revision cannot be run just now, which is a fault of its own.
                     None => Box::pin(async move {
@@ -379,9 +379,9 @@ impl Lane {
         };
         self.replay_of = Some(batch.id);
         let (pipe, faults, batch) = (self.pipe, self.faults.clone(), batch.clone());
-        let ages = self.ages();
+        let means = self.means();
         self.replay
-            .spawn(replay(pipe, recipe, batch, faults, ages).in_current_span());
+            .spawn(replay(pipe, recipe, batch, faults, means).in_current_span());
     }
 
     pub(super) fn on_replayed(&mut self, replayed: Option<Replayed>) {
@@ -423,13 +423,13 @@ impl Lane {
     }
 
     /// What is needed to read records again.
-    fn ages(&self) -> Ages {
+    fn means(&self) -> Means {
         let known =
             |(id, shard): (&ShardId, &super::shard::Shard)| Some((id.clone(), shard.progress.complete_until()?));
-        Ages {
+        Means {
             clock: self.context.clock.clone(),
             complete_until: self.shards.iter().filter_map(known).collect(),
-            memory_bytes: self.budget.total(),
+            budget: Arc::clone(&self.replay_budget),
         }
     }
 
