@@ -24,7 +24,7 @@ use super::{
     control::{ControlPlane, Error},
     line::{Line, Place},
     patience::{self, Patience, RETRY, Show},
-    refusal::{self, Attempts, Cause, Past, Way},
+    refusal::{self, Attempts, Cause, Newer, Past, Way},
 };
 use crate::{
     lane::fault::{Fault, Faults, Part},
@@ -256,6 +256,13 @@ impl Targets {
     fn get(&self, revision: Revision) -> Option<Arc<Target>> {
         self.0.read().get(&revision).cloned()
     }
+
+    /// The newest, if it is newer than this one.
+    fn newer(&self, revision: Revision) -> Option<Arc<Target>> {
+        let targets = self.0.read();
+        let (_, newest) = targets.last_key_value().filter(|(newest, _)| **newest > revision)?;
+        Some(Arc::clone(newest))
+    }
 }
 
 /// Carries out what the tracker says. One per lane.
@@ -302,7 +309,8 @@ impl Committer {
     pub async fn replace(&self, refused: Refused, mut parts: Vec<Built>) -> Result<Vec<Prepared>, String> {
         fail_point!("worker.replace.before");
         let Load { claim, built, .. } = *refused.load;
-        if let Some(target) = self.targets.get(claim.batch.revision) {
+        let revision = parts.first().map_or(claim.batch.revision, |part| part.batch.revision);
+        if let Some(target) = self.targets.get(revision) {
             let fingerprint = target.fingerprint().await;
             parts
                 .iter_mut()
@@ -403,6 +411,21 @@ impl Committer {
         Delivery::Sent(Sent(load))
     }
 
+    /// Whether a newer revision writes into the table that refuses a block because it was altered.
+    async fn newer(&self, revision: Revision, error: &InsertError, table: Option<&Definition>) -> Newer {
+        let (Some(table), true) = (table, refusal::is_of_another_table(error)) else {
+            return Newer::None;
+        };
+        let Some(newer) = self.targets.newer(revision) else {
+            return Newer::None;
+        };
+        // It holds the table's uuid, so no other table has the same.
+        match newer.look().await {
+            Some(found) if found.fingerprint == table.fingerprint => Newer::Fits,
+            _ => Newer::None,
+        }
+    }
+
     /// Sends a block until ClickHouse has it; or, if it is certain that it never will, says why.
     async fn insert(
         &self,
@@ -416,7 +439,7 @@ impl Committer {
         let part = Part::Batch(batch.id);
         let mut patience = Patience::new(self.probe_interval);
         let mut attempt = 0_u32;
-        let mut attempts = Attempts::new(load.past, &batch.terms.table, batch.counts.records);
+        let mut attempts = Attempts::new(load.past, &batch.terms.table, batch.counts);
         let mut any_partitions = false;
         loop {
             attempt += 1;
@@ -456,14 +479,15 @@ impl Committer {
                         true => target.look().await,
                         false => None,
                     };
-                    attempts.refused(&error, table.as_ref())
+                    let newer = self.newer(batch.revision, &error, table.as_ref()).await;
+                    attempts.refused(&error, table.as_ref(), newer)
                 }
                 Goal::Errors => Way::Same(""),
             };
             let why = match way {
                 Way::Replace(cause) => {
                     self.faults.clear(&part);
-                    tracing::info!(batch = %batch.id, ?cause, error = %error, "refused: to be made smaller");
+                    tracing::info!(batch = %batch.id, ?cause, error = %error, "refused: another is put in its place");
                     return Some((cause, error.message));
                 }
                 // Not the server's rule but its guard against mistakes, which can be told that this is none.

@@ -72,8 +72,8 @@ pub(super) async fn replay(
     faults: Faults,
     means: Means,
 ) -> Replayed {
-    let runs = match read_again(&recipe, &batch, &faults, &means, Pay::Anew).await {
-        Ok(runs) => runs,
+    let (runs, spare) = match read_again(&recipe, &batch, &faults, &means, Pay::Anew).await {
+        Ok(read) => read,
         Err(gap) => {
             return Replayed {
                 id: batch.id,
@@ -93,7 +93,9 @@ pub(super) async fn replay(
         budget: means.budget,
         terms: batch.terms,
     };
-    match task::spawn_blocking(|| build(job)).await {
+    let built = task::spawn_blocking(|| build(job)).await;
+    drop(spare);
+    match built {
         Ok(outcome) => Replayed {
             id: batch.id,
             built: outcome.built,
@@ -118,7 +120,8 @@ pub(super) enum Pay {
     WithTheBatch,
 }
 
-/// The records of a batch's slices. Does not return while they cannot be read, unless they are gone.
+/// The records of a batch's slices; and the memory that was for answers of Kinesis, which the block may need while it grows
+/// beside records that are not in it yet. Does not return while they cannot be read, unless they are gone.
 ///
 /// # Errors
 /// The shard whose records are gone, and what is known of that.
@@ -128,11 +131,11 @@ pub(super) async fn read_again(
     faults: &Faults,
     means: &Means,
     pay: Pay,
-) -> Result<Vec<Run>, (ShardId, DataGap)> {
+) -> Result<(Vec<Run>, Option<Permit>), (ShardId, DataGap)> {
     let part = Part::Replay(batch.id);
-    let runs = loop {
+    let read = loop {
         match read_all(recipe, batch, faults, means, pay).await {
-            Ok(runs) => break runs,
+            Ok(read) => break read,
             Err((slice, error)) => {
                 faults.set(part.clone(), source_fault(&error));
                 if let Some(gap) = data_gap(&error, &slice.from_exclusive, Some(batch.id)) {
@@ -147,7 +150,7 @@ pub(super) async fn read_again(
         }
     };
     faults.clear(&part);
-    Ok(runs)
+    Ok(read)
 }
 
 /// One attempt. No memory is taken before Kinesis has answered for every slice.
@@ -157,7 +160,7 @@ async fn read_all<'a>(
     faults: &Faults,
     means: &Means,
     pay: Pay,
-) -> Result<Vec<Run>, (&'a Slice, source::Error)> {
+) -> Result<(Vec<Run>, Option<Permit>), (&'a Slice, source::Error)> {
     let part = &Part::Replay(batch.id);
     let options: Vec<ReaderOptions> = batch
         .slices
@@ -185,10 +188,8 @@ async fn read_all<'a>(
         run.map_err(|error| (slice, error))
     });
     let mut runs = try_join_all(reads).await?;
-    if let Some(memory) = memory {
-        share(memory, &mut runs);
-    }
-    Ok(runs)
+    let spare = memory.map(|memory| share(memory, &mut runs));
+    Ok((runs, spare))
 }
 
 /// What the records of a batch cost while they are in memory.
@@ -197,13 +198,15 @@ fn cost(batch: &OpenBatch) -> usize {
     size(batch.counts.bytes).saturating_add(size(batch.counts.records).saturating_mul(RECORD_OVERHEAD))
 }
 
-/// Each page gets what it costs; what is left goes back.
-fn share(mut memory: Permit, runs: &mut [Run]) {
+/// Each page gets what it costs. Returns what is left.
+fn share(mut memory: Permit, runs: &mut [Run]) -> Permit {
     let cost = |page: &Pending| page.records.as_slice().iter().map(Record::cost).sum::<usize>();
-    memory.resize(runs.iter().flat_map(|run| &run.pages).map(cost).sum());
+    let all = runs.iter().flat_map(|run| &run.pages).map(cost).sum();
+    memory.resize(memory.bytes().max(all));
     for page in runs.iter_mut().flat_map(|run| &mut run.pages) {
         page.permit = Arc::new(memory.split(cost(page)));
     }
+    memory
 }
 
 fn options(recipe: &Recipe, batch: &OpenBatch, slice: &Slice, means: &Means, pay: Pay) -> ReaderOptions {

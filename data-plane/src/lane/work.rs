@@ -24,7 +24,7 @@ use super::{
     split::{Split, split},
 };
 use crate::commit::{
-    Built, Claim, Delivery, Prepared, Refused, Sent,
+    Built, Cause, Claim, Delivery, Prepared, Refused, Sent,
     tracker::{Admission, Step},
 };
 
@@ -61,7 +61,7 @@ impl Open {
         }
     }
 
-    /// A batch of an earlier owner.
+    /// A batch of an earlier owner, or one that was put in the place of another.
     pub(super) fn replay(batch: &OpenBatch) -> Self {
         let froms = batch
             .slices
@@ -69,14 +69,6 @@ impl Open {
             .map(|slice| (slice.shard.clone(), slice.from_exclusive.clone()))
             .collect();
         Self::building(batch.revision, froms)
-    }
-
-    /// A part of a batch that was refused.
-    fn part(batch: &OpenBatch, revision: Revision) -> Self {
-        Self {
-            revision,
-            ..Self::replay(batch)
-        }
     }
 
     /// Stops its task.
@@ -238,7 +230,11 @@ impl Lane {
             }
             (Step::Replace(_), Stage::Refused(refused)) => {
                 let (pipe, faults, means) = (self.pipe, self.faults.clone(), self.means());
-                match self.recipes.get(&revision).map(Arc::clone) {
+                let recipe = match refused.cause {
+                    Cause::Table => self.recipe().filter(|recipe| recipe.revision() > revision),
+                    Cause::Rows | Cause::Partitions => self.recipes.get(&revision),
+                };
+                match recipe.map(Arc::clone) {
                     Some(recipe) => Box::pin(async move {
                         Ending::Replaced(split(pipe, recipe, *refused, committer, faults, means).await)
                     }),
@@ -308,13 +304,15 @@ impl Lane {
         }
     }
 
-    /// Smaller batches stand where a refused one stood.
+    /// Other batches stand where a refused one stood.
     fn replaced(&mut self, id: BatchId, parts: Vec<Prepared>) {
-        let Some(old) = self.open.remove(&id) else { return };
+        if self.open.remove(&id).is_none() {
+            return;
+        }
         let mut tracked = Vec::with_capacity(parts.len());
         for prepared in parts {
             let batch = prepared.batch();
-            let (part, open) = (batch.id, Open::part(batch, old.revision));
+            let (part, open) = (batch.id, Open::replay(batch));
             let shards: BTreeSet<ShardId> = open.froms.keys().cloned().collect();
             for shard in &shards {
                 if let Some(shard) = self.shards.get_mut(shard)
