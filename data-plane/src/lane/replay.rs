@@ -43,6 +43,11 @@ use crate::{
 
 /// Pages that a reader may be ahead.
 const PAGES_AHEAD: usize = 1;
+/// A page of a batch that is built again is to be no more than this part of the worker's memory: what is reserved for it
+/// comes on top of all that the batch takes.
+const PAGE_PART: usize = 32;
+/// But calls cost as well.
+const LEAST_PAGE_BYTES: usize = 64 * 1024;
 /// Payload of a page for which no memory is reserved.
 const SMALL_PAGE_BYTES: usize = 4 * 1024 * 1024;
 
@@ -215,9 +220,11 @@ fn options(recipe: &Recipe, batch: &OpenBatch, slice: &Slice, means: &Means, pay
         .until(slice.to_inclusive.clone())
         .paced(recipe.limits, means.budget.total())
         .no_more_than(batch.counts.records, batch.counts.bytes);
-    if pay == Pay::WithTheBatch {
-        options.page_bytes = options.page_bytes.min(SMALL_PAGE_BYTES);
-    }
+    let most = match pay {
+        Pay::Anew => means.budget.total() / PAGE_PART,
+        Pay::WithTheBatch => SMALL_PAGE_BYTES,
+    };
+    options.page_bytes = options.page_bytes.min(most).max(LEAST_PAGE_BYTES);
     options.first = batch.terms.firsts.get(&slice.shard).cloned();
     options.complete_until = means.complete_until.get(&slice.shard).copied();
     options.clock = means.clock.clone();
