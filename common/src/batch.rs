@@ -1,9 +1,11 @@
 //! Batches as both planes speak of them: slices of one lane, inserted as one block under one token.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    ids::{BatchId, Revision},
+    ids::{BatchId, Revision, SequenceNumber, ShardId},
     position::Slice,
 };
 
@@ -39,6 +41,10 @@ pub struct Terms {
     pub part: bool,
     /// Its one record is refused by ClickHouse, with these words: it goes to the error table.
     pub condemned: Option<String>,
+    /// The first record of each slice that does not begin behind a record. Such a slice begins at whatever is the oldest
+    /// record when it is read, so that it is these that tell whether it is still whole.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub firsts: BTreeMap<ShardId, SequenceNumber>,
 }
 
 /// What a batch covers, in numbers.

@@ -45,6 +45,8 @@ reasons! {
     DESTINATION_INSERT_FAILED;
     /// A replayed batch is not what was prepared.
     BATCH_DIVERGED;
+    /// The control plane does not take what workers have to store, so nothing can be committed.
+    CONTROL_PLANE_UNAVAILABLE;
     /// No worker is connected.
     NO_WORKERS;
     /// The control plane that was asked does not take worker sessions: another one does.

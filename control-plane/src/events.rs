@@ -29,6 +29,8 @@ pub mod kind {
         PIPE_STOPPED;
         /// The state that the pipe shows became another one; `from`, `to` and `reason`.
         STATE_CHANGED;
+        /// Something that is stored of the pipe cannot be read, so it stands still; the message names the column.
+        PIPE_DAMAGED;
         /// A shard of the stream was taken in.
         SHARD_ADDED;
         /// A shard was read to its end, and all of it is committed.

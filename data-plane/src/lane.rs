@@ -20,7 +20,7 @@
 //! then only the compressed block is left of it. While a batch is built its records turn into columns one by one, and pay
 //! for them; a block that outgrows them pays for the rest. Columns are compressed as they are written, and there is no
 //! second copy. What the block keeps for the next one is paid for too, or given up. So batches in flight are bounded in
-//! number and in bytes. With nothing committed the lane's part of the budget runs out, its readers wait, and it stands still
+//! number and in bytes. Batches that are built again are paid for in the same way, out of a part of their own. With nothing committed the lane's part of the budget runs out, its readers wait, and it stands still
 //! until ClickHouse and the control plane are back; lanes beside it have as much left as it holds.
 //!
 //! Invariants:
@@ -155,6 +155,8 @@ struct Lane {
     faults: Faults,
     /// Memory of this lane: a part of the worker's.
     budget: Arc<Budget>,
+    /// Memory of batches that are built again: another part.
+    replay_budget: Arc<Budget>,
 
     shards: BTreeMap<ShardId, Shard>,
     pages: StreamMap<ShardId, ReceiverStream<Page>>,
@@ -193,7 +195,7 @@ impl Lane {
         let (faults, targets) = (Faults::new(), Targets::default());
         let probe_interval = context.settings.probe_interval;
         let committer = Committer::new(context.control.clone(), targets.clone(), faults.clone(), probe_interval);
-        let budget = context.budget.part();
+        let (budget, replay_budget) = (context.budget.part(), context.budget.part());
         Self {
             context,
             pipe,
@@ -205,6 +207,7 @@ impl Lane {
             committer,
             faults,
             budget,
+            replay_budget,
             shards: BTreeMap::new(),
             pages: StreamMap::new(),
             readers: JoinSet::new(),

@@ -14,5 +14,5 @@ mod page;
 
 pub use budget::{Budget, Permit};
 pub use error::{Error, Trouble};
-use page::RECORD_OVERHEAD;
+pub(crate) use page::RECORD_OVERHEAD;
 pub use page::{ChildShard, Page, Record, ShardEnd};

@@ -54,6 +54,8 @@ pub struct Options {
     pub control_plane_args: Vec<String>,
     /// More arguments of each worker.
     pub worker_args: Vec<String>,
+    /// More of the workers' environment.
+    pub worker_env: Vec<(&'static str, &'static str)>,
     /// Log filter of all processes; `info` if `None`.
     pub log: Option<String>,
     /// Whether [`Cluster::arm`] is going to be used.
@@ -228,11 +230,17 @@ impl Cluster {
             .args(["--worker-id", &id])
             .args(&self.options.worker_args)
             .envs([self.fail_point_variable(&id)])
+            .envs(self.options.worker_env.iter().copied())
             .env("RUST_LOG", self.options.log.as_deref().unwrap_or("info"))
             .log(self.log_path(&id))
             .spawn()?;
         self.workers[index].1 = Some(process);
         Ok(())
+    }
+
+    /// Arguments of the workers that are started from now on.
+    pub fn worker_args_mut(&mut self) -> &mut Vec<String> {
+        &mut self.options.worker_args
     }
 
     /// Adds a worker and starts it; returns its index.

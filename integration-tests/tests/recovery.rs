@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::{Context as _, ensure};
 use millrace_integration_tests::{
     clickhouse::ClickHouse,
+    cluster::{Table, pipe_spec},
     flow::{Flow, LIMIT, NAME, Shape},
     process::eventually,
     timeline::{self, Line},
@@ -217,5 +218,139 @@ async fn tamper(flow: &mut Flow, statement: &'static str) -> anyhow::Result<()> 
     database.close().await?;
     ensure!(changed > 0, "there are no open batches");
     tokio::time::timeout(Duration::from_secs(60), flow.cluster.start_control_plane()).await??;
+    Ok(())
+}
+
+/// Records that wait while the engine is frozen: more than the batches that a lane has open.
+const WAITING: u64 = 2 * LOAD;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pipe_that_wants_more_than_at_least_once_doubles_nothing_by_that() -> anyhow::Result<()> {
+    let _alone = ONE_AT_A_TIME.lock().await;
+    let clickhouse = ClickHouse::shared().await;
+    let mut shape = Shape::new(2, 1);
+    shape.max_insert_wait = Duration::from_millis(50);
+    let flow = Flow::start(shape).await?;
+    let deliver = async |delivery: api::Delivery| {
+        let settings = api::Settings {
+            delivery: delivery.into(),
+            ..api::Settings::default()
+        };
+        let change = api::Pipe {
+            settings: Some(settings),
+            ..api::Pipe::default()
+        };
+        flow.cluster.update_pipe(NAME, change, &["settings.delivery"]).await
+    };
+    let mut next = 0;
+    for _ in 0..2 {
+        deliver(api::Delivery::AtLeastOnce).await?;
+        let load = flow.load(next, LOAD);
+        flow.committed(next + PART).await?;
+        // Several batches are on their way that nobody has prepared when the pipe begins to prepare.
+        deliver(api::Delivery::ExactlyOnce).await?;
+        clickhouse.pause()?;
+        let put = load.records();
+        let more = eventually("records wait", LIMIT, || async {
+            let waiting = load.records() - put;
+            ensure!(waiting >= WAITING, "{waiting} do");
+            Ok::<_, anyhow::Error>(())
+        })
+        .await;
+        clickhouse.resume()?;
+        more?;
+        next = load.stop()?;
+        flow.committed(next).await?;
+    }
+    eprintln!("switched: {}", flow.check(next).await?);
+    let lost = flow
+        .timeline()?
+        .iter()
+        .filter(|line| line.message == "shards lost")
+        .count();
+    ensure!(lost == 0, "shards were dropped {lost} times, and read again");
+    Ok(())
+}
+
+/// Pipes that have batches open when their worker dies, beside the one of the flow.
+const OTHERS: usize = 5;
+/// Memory of the worker that leaves them, and of the one that finds them.
+const LARGE_MEMORY: u64 = 512 << 20;
+const SMALL_MEMORY: u64 = 64 << 20;
+/// What a process may take beside its budget.
+const BESIDE_BUDGET: u64 = 64 << 20;
+/// glibc keeps a large buffer that was freed, once it has seen one, and does so for each of its arenas: half as much again as
+/// what is in use, here. With this it gives such buffers back, so that what is measured is what the worker holds.
+const GIVE_BACK: (&str, &str) = ("MALLOC_MMAP_THRESHOLD_", "1048576");
+/// About 40 MB, which each of the pipes reads.
+const BULK: u64 = 120_000;
+
+/// The most memory that a process has had.
+fn peak(pid: u32) -> anyhow::Result<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    let kilobytes = line.and_then(|line| line.trim().strip_suffix("kB")).context("a peak")?;
+    Ok(kilobytes.trim().parse::<u64>()? << 10)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn replays_of_many_pipes_stay_within_the_workers_memory() -> anyhow::Result<()> {
+    let _alone = ONE_AT_A_TIME.lock().await;
+    let clickhouse = ClickHouse::shared().await;
+    let mut shape = Shape::new(4, 1);
+    shape.options.worker_args.push(format!("--memory-bytes={LARGE_MEMORY}"));
+    shape.options.worker_env.push(GIVE_BACK);
+    let mut flow = Flow::start(shape).await?;
+    let mut pipes = vec![NAME.to_owned()];
+    for n in 0..OTHERS {
+        let name = format!("other{n}");
+        let table = Table::of_events(flow.tables().database, &name);
+        let spec = pipe_spec(&flow.kinesis.endpoint_url(), NAME, clickhouse, table);
+        flow.cluster.create_pipe(&name, spec).await?;
+        pipes.push(name);
+    }
+    for name in &pipes {
+        flow.cluster.wait_for_state(name, PipeState::Running, LIMIT).await?;
+    }
+    clickhouse.pause()?;
+    let open = async {
+        for first in (0..BULK).step_by(10_000) {
+            flow.put(first..first + 10_000)?;
+        }
+        for name in &pipes {
+            eventually("two batches are open", LIMIT, || async {
+                let shards = flow.cluster.pipe(name).await?.status.unwrap_or_default().shards;
+                let most = shards.iter().map(|shard| shard.open_batches).max().unwrap_or_default();
+                ensure!(most >= 2, "{most} of {name} are");
+                Ok::<_, anyhow::Error>(())
+            })
+            .await?;
+        }
+        let pid = flow.cluster.worker(0).context("a worker")?.pid();
+        peak(pid)
+    }
+    .await;
+    flow.cluster.kill_worker(0).await?;
+    clickhouse.resume()?;
+    eprintln!("the worker died with {} MiB at most", open? >> 20);
+
+    let args = flow.cluster.worker_args_mut();
+    args.retain(|arg| !arg.starts_with("--memory-bytes="));
+    args.push(format!("--memory-bytes={SMALL_MEMORY}"));
+    flow.cluster.start_worker(0)?;
+    for name in &pipes {
+        flow.cluster
+            .wait_for_records(name, BULK, LIMIT)
+            .await
+            .with_context(|| flow.cluster.logs())?;
+    }
+    let most = peak(flow.cluster.worker(0).context("a worker")?.pid())?;
+    let lines = flow.timeline()?;
+    let rebuilt = timeline::replays(&lines).len();
+    eprintln!("{rebuilt} batches replayed, {} MiB resident at most", most >> 20);
+    ensure!(rebuilt > OTHERS, "{rebuilt} batches were replayed");
+    let bound = SMALL_MEMORY + BESIDE_BUDGET;
+    ensure!(most <= bound, "{most} bytes resident, {bound} are allowed");
+    eprintln!("recovery: {}", flow.check(BULK).await?);
     Ok(())
 }

@@ -4,11 +4,13 @@ use millrace_common::{
     error::ApiError,
     ids::{Label, PipeName, PipeUid, ProjectName},
     pipe::DesiredState,
+    reason,
 };
 use millrace_proto::api::v1::{
     CreatePipeRequest, CreatePipeResponse, DeletePipeRequest, DeletePipeResponse, GetPipeRequest, GetPipeResponse,
-    ListPipeEventsRequest, ListPipeEventsResponse, ListPipesRequest, ListPipesResponse, ResetPositionRequest,
-    ResetPositionResponse, UpdatePipeRequest, UpdatePipeResponse, WatchPipeRequest, pipe_service_server::PipeService,
+    ListPipeEventsRequest, ListPipeEventsResponse, ListPipesRequest, ListPipesResponse, Pipe, PipeState, PipeStatus,
+    ResetPositionRequest, ResetPositionResponse, UpdatePipeRequest, UpdatePipeResponse, WatchPipeRequest,
+    pipe_service_server::PipeService,
 };
 use tonic::{Request, Response, Status};
 
@@ -24,8 +26,23 @@ use crate::{
     destination::Mode,
     discovery::lineage,
     events::USER,
-    store::{NewPipe, PipeSnapshot, ShardPhase, StoredPipe, StoredShard, Totals},
+    store::{self, Damaged, NewPipe, PipeSnapshot, ShardPhase, StoredPipe, StoredShard, Totals},
 };
+
+/// A pipe that cannot be read: its name, and why there is nothing else. It hides no other pipe of a listing.
+fn show_damaged(damaged: &Damaged) -> Pipe {
+    Pipe {
+        name: damaged.name.to_string(),
+        uid: damaged.uid.to_string(),
+        status: Some(PipeStatus {
+            state: PipeState::Failed.into(),
+            reason: reason::INTERNAL.to_owned(),
+            message: damaged.to_string(),
+            ..PipeStatus::default()
+        }),
+        ..Pipe::default()
+    }
+}
 
 /// What page tokens of this listing belong to.
 const LISTING: &str = "pipes";
@@ -65,14 +82,30 @@ impl PipeService for Api {
         let more = pipes.len() > page.size as usize;
         pipes.truncate(page.size as usize);
         let next_page_token = match pipes.last() {
-            Some(last) if more => page::token(&self.sealer, LISTING, &parent, &last.name.id)?,
+            Some(last) if more => {
+                let name = last.as_ref().map_or_else(|damaged| &damaged.name, |pipe| &pipe.name);
+                page::token(&self.sealer, LISTING, &parent, &name.id)?
+            }
             _ => String::new(),
         };
         let mut shown = Vec::with_capacity(pipes.len());
         for pipe in pipes {
-            // A pipe that is deleted meanwhile is left out.
-            if let Some(snapshot) = self.store.snapshot(pipe.uid).await.map_err(|error| of_store(&error))? {
-                shown.push(self.show(&snapshot, view));
+            let read = match pipe {
+                Ok(pipe) => match self.store.snapshot(pipe.uid).await {
+                    // A pipe that is deleted meanwhile is left out.
+                    Ok(snapshot) => Ok(snapshot),
+                    Err(error @ store::Error::Corrupt { .. }) => Err(Damaged {
+                        uid: pipe.uid,
+                        name: pipe.name,
+                        error,
+                    }),
+                    Err(error) => return Err(of_store(&error).into()),
+                },
+                Err(damaged) => Err(damaged),
+            };
+            match read {
+                Ok(snapshot) => shown.extend(snapshot.map(|snapshot| self.show(&snapshot, view))),
+                Err(damaged) => shown.push(show_damaged(&damaged)),
             }
         }
         Ok(Response::new(ListPipesResponse {

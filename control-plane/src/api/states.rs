@@ -136,7 +136,8 @@ impl Api {
 
     async fn look_at_states(&self, store: &Store, memories: &mut Memories, known: &mut bool) {
         let pipes = match store.snapshot_all().await {
-            Ok(pipes) => pipes,
+            // Those that cannot be read show no state; the coordinator tells of them.
+            Ok(all) => all.pipes,
             Err(error) => {
                 tracing::debug!(error = &error as &dyn std::error::Error, "cannot look at states");
                 return;

@@ -63,7 +63,7 @@ impl Gaps {
     pub(super) fn due(&mut self, world: &World, seen: &BTreeMap<WorkerId, WorkerSeen>, now: Instant) -> Vec<Found> {
         let mut due = Vec::new();
         let mut present = BTreeSet::new();
-        for (uid, pipe) in &world.pipes {
+        for (uid, pipe) in world.sound() {
             let resume = pipe.pipe.spec.settings.on_data_gap == DataGapPolicy::Resume;
             for (shard, epoch, worker, report) in held(*uid, pipe, seen) {
                 let Some(gap) = &report.gap else { continue };
@@ -121,7 +121,7 @@ impl Gaps {
             return Vec::new();
         }
         let mut all = Vec::new();
-        for (uid, pipe) in &world.pipes {
+        for (uid, pipe) in world.sound() {
             let ends = finished.get(uid).map(Vec::as_slice).unwrap_or_default();
             let advanced = held(*uid, pipe, seen).filter_map(|(shard, epoch, _, report)| {
                 let time = report.complete_until?;

@@ -1,6 +1,11 @@
 //! One round: read what is new, observe, plan, do, and read again what was changed by that, until there is nothing to do.
 
-use std::{collections::BTreeMap, future::Future, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    future::Future,
+    sync::Arc,
+    time::Duration,
+};
 
 use millrace_common::{
     fail_point,
@@ -17,10 +22,11 @@ use super::{
     world::World,
 };
 use crate::{
+    events::{NewEvent, Severity, kind},
     leader::Tenure,
     scheduler::plan::{Action, Snapshot, plan},
     sessions::WorkerSeen,
-    store::{Error, PipeSnapshot, ShardEnd, Store},
+    store::{Damaged, Error, ShardEnd, Snapshots, Store},
 };
 
 /// Passes of one round. Each does all it can see; three are enough for a takeover. What is left comes with the next round.
@@ -148,15 +154,31 @@ impl Reconciler {
         let now = Instant::now();
         if self.refreshed.is_none() {
             if let Some(all) = self.ask(self.store.clone().snapshot_all()).await {
-                self.merge_all(all, now);
+                self.merge_all(all, now).await;
             }
         } else {
             let stale = |(uid, pipe): (&PipeUid, &PipeState)| pipe.stale.then_some(*uid);
             let stale: Vec<PipeUid> = self.world.pipes.iter().filter_map(stale).collect();
             for uid in stale {
-                match self.ask(self.store.clone().snapshot(uid)).await {
-                    Some(Some(snapshot)) => self.world.merge(snapshot, now, self.options.lease_ttl),
-                    Some(None) => drop(self.world.pipes.remove(&uid)),
+                let store = self.store.clone();
+                let read = async {
+                    match store.snapshot(uid).await {
+                        Err(error @ Error::Corrupt { .. }) => Ok(Err(error)),
+                        read => read.map(Ok),
+                    }
+                };
+                match self.ask(read).await {
+                    Some(Ok(Some(snapshot))) => self.world.merge(snapshot, now, self.options.lease_ttl),
+                    Some(Ok(None)) => drop(self.world.pipes.remove(&uid)),
+                    Some(Err(error)) => {
+                        let Some(pipe) = self.world.pipes.get_mut(&uid) else {
+                            continue;
+                        };
+                        // It is read again with all the others.
+                        pipe.stale = false;
+                        let name = pipe.pipe.name.clone();
+                        self.note_damage(Damaged { uid, name, error }).await;
+                    }
                     None if self.failed => return,
                     None => {}
                 }
@@ -165,14 +187,38 @@ impl Reconciler {
         self.read_specs().await;
     }
 
-    fn merge_all(&mut self, all: Vec<PipeSnapshot>, now: Instant) {
-        let uids: std::collections::BTreeSet<PipeUid> = all.iter().map(|snapshot| snapshot.pipe.uid).collect();
+    async fn merge_all(&mut self, all: Snapshots, now: Instant) {
+        let Snapshots { pipes, damaged } = all;
+        let sound = pipes.iter().map(|snapshot| snapshot.pipe.uid);
+        let uids: BTreeSet<PipeUid> = sound.chain(damaged.iter().map(|damaged| damaged.uid)).collect();
         self.world.pipes.retain(|uid, _| uids.contains(uid));
-        for snapshot in all {
+        self.world.damaged.retain(|uid, _| uids.contains(uid));
+        for snapshot in pipes {
             self.world.merge(snapshot, now, self.options.lease_ttl);
+        }
+        for damaged in damaged {
+            self.note_damage(damaged).await;
         }
         self.world.loaded = true;
         self.refreshed = Some(now);
+    }
+
+    /// Tells of a pipe that cannot be read, once; all others go on.
+    async fn note_damage(&mut self, damaged: Damaged) {
+        let message = damaged.to_string();
+        if self.world.damaged.get(&damaged.uid) == Some(&message) {
+            return;
+        }
+        tracing::error!(pipe = %damaged.name, error = &damaged.error as &dyn std::error::Error, "a pipe cannot be read");
+        let event = NewEvent::new(kind::PIPE_DAMAGED, Severity::Error, message.clone());
+        // What cannot be told now is told with the next look at all pipes.
+        if self
+            .ask(self.store.clone().append_event(damaged.uid, &event))
+            .await
+            .is_some()
+        {
+            self.world.damaged.insert(damaged.uid, message);
+        }
     }
 
     /// Reads specifications that are missing or not of the current revision.
@@ -225,6 +271,8 @@ impl Reconciler {
     /// Marks shards as finished and stores their children, all of a pipe at once. Whether anything was done.
     async fn finish(&mut self, finished: BTreeMap<PipeUid, Vec<ShardEnd>>) -> bool {
         let mut changed = false;
+        let damaged = |uid: &PipeUid| self.world.damaged.contains_key(uid);
+        let finished: Vec<_> = finished.into_iter().filter(|(uid, _)| !damaged(uid)).collect();
         for (pipe, ends) in finished {
             fail_point!("control.finish.before");
             let done = self

@@ -13,7 +13,10 @@ use tokio::time::Instant;
 use tonic::Code;
 
 use super::{Options, PipeRuntime};
-use crate::store::{PipeChange, ShardPhase, StoredFault, StoredPipe};
+use crate::{
+    events::kind,
+    store::{PipeChange, ShardPhase, StoredFault, StoredPipe},
+};
 
 mod batches;
 mod harness;

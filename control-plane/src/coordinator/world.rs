@@ -3,7 +3,10 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use millrace_common::ids::{PipeUid, ShardId, WorkerId};
+use millrace_common::{
+    ids::{PipeUid, ShardId, WorkerId},
+    reason,
+};
 use tokio::time::Instant;
 
 use super::{Options, pipe::PipeState, status};
@@ -13,7 +16,7 @@ use crate::{
         placement::Mode,
         plan::{Snapshot, WorkerView},
     },
-    sessions::WorkerSeen,
+    sessions::{LaneFault, WorkerSeen},
     store::{PipeSnapshot, ShardEnd},
 };
 
@@ -25,18 +28,28 @@ pub(super) struct World {
     /// The store has been read at least once.
     pub(super) loaded: bool,
     pub(super) pipes: BTreeMap<PipeUid, PipeState>,
+    /// Pipes of which something that is stored cannot be read, and what. One that was read before stays as it was then.
+    pub(super) damaged: BTreeMap<PipeUid, String>,
 }
 
 impl World {
     /// Takes in a pipe as the store has it.
     pub(super) fn merge(&mut self, snapshot: PipeSnapshot, now: Instant, ttl: Duration) {
         let uid = snapshot.pipe.uid;
+        if self.damaged.remove(&uid).is_some() {
+            tracing::info!(pipe = %snapshot.pipe.name, "the pipe can be read again");
+        }
         let mut state = self
             .pipes
             .remove(&uid)
             .unwrap_or_else(|| PipeState::new(snapshot.pipe.clone()));
         state.merge(snapshot, now, ttl);
         self.pipes.insert(uid, state);
+    }
+
+    /// Pipes that can be read. Of others nothing is moved: what is known of them may be old.
+    pub(super) fn sound(&self) -> impl Iterator<Item = (&PipeUid, &PipeState)> {
+        self.pipes.iter().filter(|(uid, _)| !self.damaged.contains_key(uid))
     }
 
     /// Takes in reports and the time. Gives shards that were read to their end.
@@ -126,8 +139,7 @@ impl World {
                 .any(|w| w.report.lanes.get(uid).is_some_and(|l| l.fault.is_some()))
         };
         let pipes = self
-            .pipes
-            .iter()
+            .sound()
             .map(|(uid, pipe)| (*uid, pipe.picture(now, !troubled(uid))))
             .collect();
         Snapshot {
@@ -173,9 +185,17 @@ impl World {
             .pipes
             .iter()
             .map(|(uid, pipe)| (*uid, pipe.view(status::faults(*uid, seen), has_workers)));
+        let mut pipes: BTreeMap<_, _> = pipes.collect();
+        for (uid, message) in &self.damaged {
+            pipes.entry(*uid).or_default().blocked = Some(LaneFault {
+                reason: reason::INTERNAL.to_owned(),
+                message: message.clone(),
+                permanent: true,
+            });
+        }
         let connected = seen.iter().filter(|worker| worker.connected);
         status::View {
-            pipes: pipes.collect(),
+            pipes,
             workers: connected.map(|worker| worker.instance.clone()).collect(),
         }
     }

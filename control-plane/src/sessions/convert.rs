@@ -1,6 +1,11 @@
 //! Between the wire and the domain. What comes in is checked here and nowhere else; an error names the field at fault.
 
-use std::{collections::BTreeMap, fmt::Display, str::FromStr, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt::Display,
+    str::FromStr,
+    time::Duration,
+};
 
 use jiff::Timestamp;
 use millrace_common::{
@@ -242,6 +247,7 @@ pub fn prepare(request: v1::PrepareBatchRequest) -> Result<Prepare, ApiError> {
 fn open(batch: v1::OpenBatch, path: &str) -> Result<(OpenBatch, Vec<(ShardId, Epoch)>), ApiError> {
     let (slices, epochs) = slices(batch.slices, &format!("{path}.slices"))?;
     let digest = batch.digest.as_slice().try_into();
+    let firsts = firsts(batch.first_records, &slices, path)?;
     let open = OpenBatch {
         id: parse(&batch.batch_id, path, "batch_id")?,
         revision: Revision(batch.revision),
@@ -258,9 +264,28 @@ fn open(batch: v1::OpenBatch, path: &str) -> Result<(OpenBatch, Vec<(ShardId, Ep
             part: batch.part,
             condemned: Some(within(batch.condemned, MAX_CONDEMNED, path, "condemned")?)
                 .filter(|words| !words.is_empty()),
+            firsts,
         },
     };
     Ok((open, epochs))
+}
+
+/// The first records of slices, which are of shards of the batch.
+fn firsts(
+    numbers: BTreeMap<String, String>,
+    slices: &[Slice],
+    path: &str,
+) -> Result<BTreeMap<ShardId, SequenceNumber>, ApiError> {
+    let shards: BTreeSet<&ShardId> = slices.iter().map(|slice| &slice.shard).collect();
+    let mut firsts = BTreeMap::new();
+    for (shard, number) in numbers {
+        let shard: ShardId = parse(&shard, path, "first_records")?;
+        if !shards.contains(&shard) {
+            return Err(invalid(path, "first_records", format!("no slice of {shard}")));
+        }
+        firsts.insert(shard, parse(&number, path, "first_records")?);
+    }
+    Ok(firsts)
 }
 
 /// A text of the worker's own making, which is not cut because it decides what is built.

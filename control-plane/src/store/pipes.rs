@@ -12,7 +12,7 @@ use sea_orm::{
 };
 
 use super::{
-    Effective, Error, NewPipe, PipeChange, Store, StoredFault, StoredPipe, Totals,
+    Damaged, Effective, Error, NewPipe, PipeChange, Store, StoredFault, StoredPipe, Totals,
     convert::{from_json, from_millis, from_number, from_text, to_json, to_number},
     entity::{batch, committed, credential, credential_use, event, pipe, revision, shard, slice, totals},
     events::append,
@@ -107,7 +107,7 @@ impl Store {
         find_pipe(&self.inner.read, uid).await
     }
 
-    /// Pipes of a project in name order, at most `limit`, those behind `after`.
+    /// Pipes of a project in name order, at most `limit`, those behind `after`. One that cannot be read hides no other.
     ///
     /// # Errors
     /// The database's.
@@ -116,22 +116,23 @@ impl Store {
         project: &ProjectName,
         after: Option<&Label>,
         limit: u32,
-    ) -> Result<Vec<StoredPipe>, Error> {
+    ) -> Result<Vec<Result<StoredPipe, Damaged>>, Error> {
         let mut select = select_pipes().filter(pipe::Column::Project.eq(project.0.as_str()));
         if let Some(after) = after {
             select = select.filter(pipe::Column::PipeId.gt(after.as_str()));
         }
         let select = select.order_by_asc(pipe::Column::PipeId).limit(u64::from(limit));
         let rows = select.into_model::<PipeRow>().all(&self.inner.read).await?;
-        rows.into_iter().map(StoredPipe::try_from).collect()
+        Ok(rows.into_iter().filter_map(stored).collect())
     }
 
-    /// All pipes, in uid order.
+    /// All pipes that can be read, in uid order. [`Self::snapshot_all`] tells of the others.
     ///
     /// # Errors
     /// The database's.
     pub async fn all_pipes(&self) -> Result<Vec<StoredPipe>, Error> {
-        load_pipes(&self.inner.read).await
+        let pipes = load_pipes(&self.inner.read).await?;
+        Ok(pipes.into_iter().filter_map(Result::ok).collect())
     }
 
     /// Changes a pipe. A new specification becomes a new revision. A change of nothing changes nothing.
@@ -372,13 +373,37 @@ fn select_pipes() -> Select<pipe::Entity> {
 }
 
 /// All pipes, in uid order.
-pub(super) async fn load_pipes(connection: &impl ConnectionTrait) -> Result<Vec<StoredPipe>, Error> {
+pub(super) async fn load_pipes(connection: &impl ConnectionTrait) -> Result<Vec<Result<StoredPipe, Damaged>>, Error> {
     let rows = select_pipes()
         .order_by_asc(pipe::Column::Uid)
         .into_model::<PipeRow>()
         .all(connection)
         .await?;
-    rows.into_iter().map(StoredPipe::try_from).collect()
+    Ok(rows.into_iter().filter_map(stored).collect())
+}
+
+/// A pipe of its row. One of which not even the name can be read cannot be spoken of: it is logged and left out.
+fn stored(row: PipeRow) -> Option<Result<StoredPipe, Damaged>> {
+    let (uid, name) = (
+        row.uid.clone(),
+        format!("projects/{}/pipes/{}", row.project, row.pipe_id),
+    );
+    let error = match StoredPipe::try_from(row) {
+        Ok(pipe) => return Some(Ok(pipe)),
+        Err(error) => error,
+    };
+    match (uid.parse(), name.parse()) {
+        (Ok(uid), Ok(name)) => Some(Err(Damaged { uid, name, error })),
+        _ => {
+            tracing::error!(
+                uid,
+                name,
+                error = &error as &dyn std::error::Error,
+                "a stored pipe has no readable name"
+            );
+            None
+        }
+    }
 }
 
 /// One pipe.

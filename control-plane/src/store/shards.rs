@@ -16,7 +16,7 @@ use sea_orm::{
 };
 
 use super::{
-    Error, NewShard, PipeSnapshot, ShardPhase, Store, StoredShard,
+    Damaged, Error, NewShard, PipeSnapshot, ShardPhase, Snapshots, Store, StoredShard,
     convert::{from_millis, to_json},
     entity::{batch, pipe, shard, slice},
     events::append,
@@ -90,25 +90,17 @@ impl Store {
         Ok(snapshot)
     }
 
-    /// All pipes with their shards and open batches, all read at one moment, in uid order.
+    /// All pipes with their shards and open batches, all read at one moment, in uid order. What cannot be read of one pipe
+    /// says nothing of the others.
     ///
     /// # Errors
     /// The database's.
-    pub async fn snapshot_all(&self) -> Result<Vec<PipeSnapshot>, Error> {
+    pub async fn snapshot_all(&self) -> Result<Snapshots, Error> {
         let transaction = begin_read(&self.inner.read).await?;
         let pipes = load_pipes(&transaction).await?;
-        let mut shards: BTreeMap<String, BTreeMap<_, _>> = BTreeMap::new();
-        let mut complete: BTreeMap<String, Complete> = BTreeMap::new();
+        let mut shards: BTreeMap<String, Vec<shard::Model>> = BTreeMap::new();
         for row in shard::Entity::find().all(&transaction).await? {
-            let (id, shard) = shard_row(&row)?;
-            if let Some(millis) = row.complete_millis {
-                let time = from_millis("shards.complete_millis", millis)?;
-                complete
-                    .entry(row.pipe_uid.clone())
-                    .or_default()
-                    .insert(id.clone(), time);
-            }
-            shards.entry(row.pipe_uid).or_default().insert(id, shard);
+            shards.entry(row.pipe_uid.clone()).or_default().push(row);
         }
         let mut batches: BTreeMap<String, Vec<batch::Model>> = BTreeMap::new();
         for row in batch::Entity::find().all(&transaction).await? {
@@ -122,23 +114,35 @@ impl Store {
             slices.entry(row.pipe_uid.clone()).or_default().push(row);
         }
         transaction.commit().await?;
-        let snapshot = |pipe: super::StoredPipe| {
+        let mut all = Snapshots::default();
+        for pipe in pipes {
+            let pipe = match pipe {
+                Ok(pipe) => pipe,
+                Err(damaged) => {
+                    all.damaged.push(damaged);
+                    continue;
+                }
+            };
             let uid = pipe.uid.to_string();
-            let rows = |rows: &BTreeMap<String, Vec<_>>| rows.get(&uid).cloned().unwrap_or_default();
-            let slices = slices.get(&uid).cloned().unwrap_or_default();
-            let (shards, open_batches) = progress(
-                shards.remove(&uid).unwrap_or_default(),
-                &rows(&batches),
-                &slices,
-                &complete.remove(&uid).unwrap_or_default(),
-            )?;
-            Ok(PipeSnapshot {
-                pipe,
-                shards,
-                open_batches,
-            })
-        };
-        pipes.into_iter().map(snapshot).collect()
+            let read = read_progress(
+                &shards.remove(&uid).unwrap_or_default(),
+                &batches.remove(&uid).unwrap_or_default(),
+                &slices.remove(&uid).unwrap_or_default(),
+            );
+            match read {
+                Ok((shards, open_batches)) => all.pipes.push(PipeSnapshot {
+                    pipe,
+                    shards,
+                    open_batches,
+                }),
+                Err(error) => all.damaged.push(Damaged {
+                    uid: pipe.uid,
+                    name: pipe.name,
+                    error,
+                }),
+            }
+        }
+        Ok(all)
     }
 
     /// Takes in a whole listing of a stream's shards: stores those that are new, and opens what waits for parents that
@@ -318,6 +322,23 @@ impl Store {
             Ok(released)
         })
     }
+}
+
+/// Shards and open batches of one pipe, out of all its rows.
+fn read_progress(
+    rows: &[shard::Model],
+    batches: &[batch::Model],
+    slices: &[slice::Model],
+) -> Result<(Vec<StoredShard>, Vec<OpenBatch>), Error> {
+    let (mut shards, mut complete) = (BTreeMap::new(), Complete::default());
+    for row in rows {
+        let (id, shard) = shard_row(row)?;
+        if let Some(millis) = row.complete_millis {
+            complete.insert(id.clone(), from_millis("shards.complete_millis", millis)?);
+        }
+        shards.insert(id, shard);
+    }
+    progress(shards, batches, slices, &complete)
 }
 
 /// Shards and open batches of one pipe.

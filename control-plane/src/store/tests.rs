@@ -252,6 +252,62 @@ async fn what_cannot_be_read_is_an_error_that_names_its_place() {
     );
 }
 
+impl Store {
+    /// Does to the database what no operation of the store does.
+    pub(crate) async fn tamper(&self, sql: &str) {
+        self.inner.write.execute_unprepared(sql).await.expect("good SQL");
+    }
+}
+
+#[tokio::test]
+async fn a_pipe_that_cannot_be_read_hides_no_other() {
+    for damage in [
+        "UPDATE pipes SET fault = 'no JSON' WHERE uid",
+        "UPDATE pipe_revisions SET resolved = '{}' WHERE pipe_uid",
+        "UPDATE shards SET checkpoint = '{}' WHERE pipe_uid",
+    ] {
+        let store = Store::open(&Options::new("sqlite::memory:"), sealer(1), Clock::System)
+            .await
+            .unwrap();
+        let broken = fill(&store).await;
+        let sound = store
+            .create_pipe(NewPipe {
+                name: "projects/default/pipes/sound".parse().unwrap(),
+                uid: PipeUid::new(),
+                spec: broken.spec.clone(),
+                resolved: broken.resolved.clone(),
+                desired: millrace_common::pipe::DesiredState::Running,
+                effective: None,
+                shards: Vec::new(),
+            })
+            .await
+            .unwrap();
+        store.tamper(&format!("{damage} = '{}'", broken.uid)).await;
+        let all = store.snapshot_all().await.unwrap();
+        assert_eq!(
+            all.pipes.iter().map(|pipe| pipe.pipe.uid).collect::<Vec<_>>(),
+            [sound.uid]
+        );
+        let [told] = &all.damaged[..] else {
+            panic!("{damage}: {all:?}")
+        };
+        let place = damage.split_whitespace().nth(1).unwrap();
+        assert_eq!((told.uid, &told.name), (broken.uid, &broken.name));
+        assert!(told.to_string().contains(&format!(" {place}.")), "{told}");
+        let listed = store.list_pipes(&broken.name.project, None, 10).await.unwrap();
+        assert_eq!(listed.len(), 2);
+        assert!(listed.iter().flatten().any(|pipe| pipe.uid == sound.uid));
+        assert!(
+            store
+                .all_pipes()
+                .await
+                .unwrap()
+                .iter()
+                .any(|pipe| pipe.uid == sound.uid)
+        );
+    }
+}
+
 #[tokio::test]
 async fn the_schema_itself_keeps_slices_apart() {
     let store = Store::open(&Options::new("sqlite::memory:"), sealer(1), Clock::System)

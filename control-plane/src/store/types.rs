@@ -1,5 +1,7 @@
 //! What the store takes and gives. Plain data; nothing of the database shows here.
 
+use std::fmt;
+
 use jiff::Timestamp;
 use millrace_common::{
     aws,
@@ -11,6 +13,7 @@ use millrace_common::{
 use secrecy::SecretString;
 use serde::{Deserialize, Serialize};
 
+use super::Error;
 use crate::events::NewEvent;
 pub use crate::protocol::{NewShard, ShardPhase, Window};
 
@@ -208,6 +211,33 @@ pub struct StoredShard {
     pub committed_batches: u64,
     /// All records that arrived before this lie before the checkpoint, as far as that is known.
     pub complete_until: Option<Timestamp>,
+}
+
+/// A pipe of which something is stored that cannot be read.
+#[derive(Debug)]
+pub struct Damaged {
+    /// The pipe.
+    pub uid: PipeUid,
+    /// Its name.
+    pub name: PipeName,
+    /// What cannot be read.
+    pub error: Error,
+}
+
+impl fmt::Display for Damaged {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { name, error, .. } = self;
+        write!(f, "{name} stands still: {error}; all other pipes go on")
+    }
+}
+
+/// All pipes, read at one moment, in uid order.
+#[derive(Debug, Default)]
+pub struct Snapshots {
+    /// Those that could be read.
+    pub pipes: Vec<PipeSnapshot>,
+    /// Those that could not.
+    pub damaged: Vec<Damaged>,
 }
 
 /// A pipe with its shards and open batches, all read at one moment.

@@ -14,7 +14,7 @@ use millrace_common::{
     batch::OpenBatch,
     fail_point,
     ids::{BatchId, Epoch, PipeUid, Revision, ShardId},
-    pipe,
+    pipe, reason,
     retry::Backoff,
 };
 use parking_lot::{Mutex, RwLock};
@@ -24,7 +24,7 @@ use super::{
     control::{ControlPlane, Error},
     line::{Line, Place},
     patience::{self, Patience, RETRY, Show},
-    refusal::{self, Attempts, Cause, Past, Way},
+    refusal::{self, Attempts, Cause, Newer, Past, Way},
 };
 use crate::{
     lane::fault::{Fault, Faults, Part},
@@ -36,6 +36,8 @@ use crate::{
 const LOOK_AGAIN: Duration = Duration::from_secs(30);
 /// How long to wait for a table's definition: without it a batch goes on, only a refused one cannot be made smaller.
 const LOOK_LIMIT: Duration = Duration::from_secs(5);
+/// How long the control plane may be away before it is shown: a take-over takes less.
+const SHOW_AWAY_AFTER: Duration = Duration::from_secs(10);
 
 /// A block ready to be sent.
 #[derive(Clone)]
@@ -111,6 +113,11 @@ impl Refused {
     /// The batch, and the leases under which it is claimed.
     pub fn claim(&self) -> &Claim {
         &self.load.claim
+    }
+
+    /// Its blocks will not be sent any more. The memory that they were paid with stays with it, for what is read instead.
+    pub fn forget_blocks(&mut self) {
+        (self.load.built.rows, self.load.built.errors) = (None, None);
     }
 }
 
@@ -249,6 +256,13 @@ impl Targets {
     fn get(&self, revision: Revision) -> Option<Arc<Target>> {
         self.0.read().get(&revision).cloned()
     }
+
+    /// The newest, if it is newer than this one.
+    fn newer(&self, revision: Revision) -> Option<Arc<Target>> {
+        let targets = self.0.read();
+        let (_, newest) = targets.last_key_value().filter(|(newest, _)| **newest > revision)?;
+        Some(Arc::clone(newest))
+    }
 }
 
 /// Carries out what the tracker says. One per lane.
@@ -295,7 +309,8 @@ impl Committer {
     pub async fn replace(&self, refused: Refused, mut parts: Vec<Built>) -> Result<Vec<Prepared>, String> {
         fail_point!("worker.replace.before");
         let Load { claim, built, .. } = *refused.load;
-        if let Some(target) = self.targets.get(claim.batch.revision) {
+        let revision = parts.first().map_or(claim.batch.revision, |part| part.batch.revision);
+        if let Some(target) = self.targets.get(revision) {
             let fingerprint = target.fingerprint().await;
             parts
                 .iter_mut()
@@ -339,7 +354,7 @@ impl Committer {
     ) -> Result<(), String> {
         let part = Part::Batch(claim.batch.id);
         let mut backoff = Backoff::new(RETRY.0, RETRY.1 / 6);
-        let mut attempts = 0_u32;
+        let mut away_since = None;
         loop {
             let delay = match attempt().await {
                 Ok(()) => {
@@ -351,17 +366,27 @@ impl Committer {
                     return Err(message);
                 }
                 Err(Error::Unavailable { message }) => {
-                    if attempts == 0 {
+                    let since = *away_since.get_or_insert_with(|| {
                         tracing::warn!(batch = %claim.batch.id, call, message, "waiting for the control plane");
+                        Instant::now()
+                    });
+                    if since.elapsed() >= SHOW_AWAY_AFTER {
+                        // Its session may well be there: a database that takes no writes can still be read.
+                        let message = format!(
+                            "{call} waits for the control plane: {message}; what was read is kept, and goes on when the \
+                             control plane and its database are well"
+                        );
+                        let fault = Fault::passing(reason::CONTROL_PLANE_UNAVAILABLE, message);
+                        self.faults.set(part.clone(), fault);
                     }
                     backoff.delay()
                 }
                 Err(error @ Error::Invalid { .. }) => {
+                    away_since = None;
                     self.faults.set(part.clone(), Fault::internal(error.to_string()));
                     self.probe_interval
                 }
             };
-            attempts += 1;
             tokio::time::sleep(delay).await;
         }
     }
@@ -387,6 +412,21 @@ impl Committer {
         Delivery::Sent(Sent(load))
     }
 
+    /// Whether a newer revision writes into the table that refuses a block because it was altered.
+    async fn newer(&self, revision: Revision, error: &InsertError, table: Option<&Definition>) -> Newer {
+        let (Some(table), true) = (table, refusal::is_of_another_table(error)) else {
+            return Newer::None;
+        };
+        let Some(newer) = self.targets.newer(revision) else {
+            return Newer::None;
+        };
+        // It holds the table's uuid, so no other table has the same.
+        match newer.look().await {
+            Some(found) if found.fingerprint == table.fingerprint => Newer::Fits,
+            _ => Newer::None,
+        }
+    }
+
     /// Sends a block until ClickHouse has it; or, if it is certain that it never will, says why.
     async fn insert(
         &self,
@@ -400,7 +440,7 @@ impl Committer {
         let part = Part::Batch(batch.id);
         let mut patience = Patience::new(self.probe_interval);
         let mut attempt = 0_u32;
-        let mut attempts = Attempts::new(load.past, &batch.terms.table, batch.counts.records);
+        let mut attempts = Attempts::new(load.past, &batch.terms.table, batch.counts);
         let mut any_partitions = false;
         loop {
             attempt += 1;
@@ -440,14 +480,15 @@ impl Committer {
                         true => target.look().await,
                         false => None,
                     };
-                    attempts.refused(&error, table.as_ref())
+                    let newer = self.newer(batch.revision, &error, table.as_ref()).await;
+                    attempts.refused(&error, table.as_ref(), newer)
                 }
                 Goal::Errors => Way::Same(""),
             };
             let why = match way {
                 Way::Replace(cause) => {
                     self.faults.clear(&part);
-                    tracing::info!(batch = %batch.id, ?cause, error = %error, "refused: to be made smaller");
+                    tracing::info!(batch = %batch.id, ?cause, error = %error, "refused: another is put in its place");
                     return Some((cause, error.message));
                 }
                 // Not the server's rule but its guard against mistakes, which can be told that this is none.

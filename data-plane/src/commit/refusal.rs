@@ -13,8 +13,14 @@
 //!
 //! In doubt the same bytes are sent again under the same token, for ever.
 //!
+//! A block that was made for the table as it was before somebody altered it is refused as well. If the pipe was changed since,
+//! the batch is encoded anew for the newer revision, under a new id and under the same conditions, unless records of it are in
+//! the error table: what the newer revision would reject is not what was rejected.
+//!
 //! What is not covered: a request of a dead owner that is still on its way when somebody alters the table so that it takes the
 //! rows.
+
+use millrace_common::batch::Counts;
 
 use crate::sink::clickhouse::{Class, Definition, InsertError};
 
@@ -29,6 +35,8 @@ const FUNCTION_THROW_IF: u32 = 395;
 const BEFORE_PARTS: &[u32] = &[16, 20, 53, INCORRECT_DATA, 349, 469];
 /// What is found out before the block is looked at: who asks, and with which settings.
 const BEFORE_ALL: &[u32] = &[115, 192, 193, 194, 195, 452, 472, 516, 720];
+/// What the server says of a block that was made for the table as it was: a column is gone, or has another type.
+const OTHER_TABLE: &[u32] = &[16, 53];
 /// How the server begins to tell where in a chain of views something went wrong.
 const IN_A_VIEW: &str = "while pushing to view";
 
@@ -42,13 +50,29 @@ const INHERITED: &str =
     "; it is not made smaller because an earlier worker may have sent it when the table was another";
 const AT_LEAST_ONCE: &str = "; it is not made smaller because it is delivered at least once";
 
-/// Why a batch has to be made smaller.
+const OTHER_MAKE: &str = "; it is not encoded anew for the table as it is now because it is not certain that nothing of it was \
+     applied before";
+const REJECTED: &str =
+    "; it is not encoded anew for the table as it is now because some of its records are in the error table";
+
+/// Why another batch has to be put in the place of this one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Cause {
     /// There are rows in it that the server does not take.
     Rows,
     /// Its rows belong to more partitions than one block may have.
     Partitions,
+    /// Its block was made for the table as it was before it was altered, and the pipe has been changed since.
+    Table,
+}
+
+/// What would become of a batch that was made for a table as it is no more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Newer {
+    /// The pipe is as it was, or writes into another table now.
+    None,
+    /// There is a newer revision for the same table.
+    Fits,
 }
 
 /// Who can have sent a batch before.
@@ -79,33 +103,41 @@ pub(super) struct Attempts<'a> {
     past: Past,
     /// Fingerprint of the table before the batch was recorded.
     recorded: &'a str,
-    records: u64,
+    counts: Counts,
     /// One of them may have been applied.
     in_doubt: bool,
 }
 
 impl<'a> Attempts<'a> {
     /// None yet of a batch of so many records.
-    pub(super) fn new(past: Past, recorded: &'a str, records: u64) -> Self {
+    pub(super) fn new(past: Past, recorded: &'a str, counts: Counts) -> Self {
         Self {
             past,
             recorded,
-            records,
+            counts,
             in_doubt: false,
         }
     }
 
     /// One has failed. `table` is what is known of the table just after it, if that was asked.
-    pub(super) fn refused(&mut self, error: &InsertError, table: Option<&Definition>) -> Way {
+    /// `newer` tells whether the block could be made for the table as it is now.
+    pub(super) fn refused(&mut self, error: &InsertError, table: Option<&Definition>, newer: Newer) -> Way {
         let cause = self.cause(error, table);
         self.in_doubt |= !leaves_nothing(error, cause, table);
         match (cause, self.may_replace(table)) {
+            (None, may) if is_of_another_table(error) => match (newer, may) {
+                (_, Err(_)) => Way::Same(OTHER_MAKE),
+                // They are there under this batch's token, and would come again under another.
+                (_, Ok(())) if self.counts.rejected_records > 0 => Way::Same(REJECTED),
+                (Newer::None, Ok(())) => Way::Same(""),
+                (Newer::Fits, Ok(())) => Way::Replace(Cause::Table),
+            },
             (None, _) => Way::Same(""),
             // One record cannot be made smaller.
-            (Some(Cause::Partitions), _) if self.records < 2 => Way::AnyPartitions,
+            (Some(Cause::Partitions), _) if self.counts.records < 2 => Way::AnyPartitions,
             (Some(cause), Ok(())) => Way::Replace(cause),
             (Some(Cause::Partitions), Err(_)) => Way::AnyPartitions,
-            (Some(Cause::Rows), Err(why)) => Way::Same(why),
+            (Some(Cause::Rows | Cause::Table), Err(why)) => Way::Same(why),
         }
     }
 
@@ -140,6 +172,11 @@ impl<'a> Attempts<'a> {
     }
 }
 
+/// Whether a block is refused because the table is not the one that it was made for.
+pub(super) fn is_of_another_table(error: &InsertError) -> bool {
+    error.class == Class::Schema && error.code.is_some_and(|code| OTHER_TABLE.contains(&code))
+}
+
 /// Whether what is to be done about an error depends on the table.
 pub(super) fn depends_on_table(error: &InsertError) -> bool {
     let code = error.code.unwrap_or_default();
@@ -167,7 +204,7 @@ fn leaves_nothing(error: &InsertError, cause: Option<Cause>, table: Option<&Defi
     match cause {
         Some(Cause::Partitions) => true,
         // One part is written or not.
-        Some(Cause::Rows) => !table.is_partitioned || BEFORE_PARTS.contains(&code),
+        Some(Cause::Rows | Cause::Table) => !table.is_partitioned || BEFORE_PARTS.contains(&code),
         None => BEFORE_PARTS.contains(&code),
     }
 }
@@ -190,6 +227,17 @@ mod tests {
         is_steady: true,
     };
 
+    const NINE: Counts = records(9);
+
+    const fn records(records: u64) -> Counts {
+        Counts {
+            rows: records,
+            rejected_records: 0,
+            records,
+            bytes: 0,
+        }
+    }
+
     /// A table with the fingerprint that was recorded.
     fn named(mut table: Definition) -> Definition {
         "f".clone_into(&mut table.fingerprint);
@@ -207,7 +255,7 @@ mod tests {
     }
 
     fn first(error: &InsertError, table: Option<&Definition>) -> Way {
-        Attempts::new(Past::None, "f", 9).refused(error, table)
+        Attempts::new(Past::None, "f", NINE).refused(error, table, Newer::None)
     }
 
     #[test]
@@ -273,28 +321,31 @@ mod tests {
             uncertain,
             in_a_view,
         ] {
-            let mut attempts = Attempts::new(Past::None, "f", 9);
+            let mut attempts = Attempts::new(Past::None, "f", NINE);
             assert!(
-                !matches!(attempts.refused(&doubtful, Some(&table)), Way::Replace(_)),
+                !matches!(attempts.refused(&doubtful, Some(&table), Newer::None), Way::Replace(_)),
                 "{doubtful:?}"
             );
             assert_eq!(
-                attempts.refused(&check, Some(&table)),
+                attempts.refused(&check, Some(&table), Newer::None),
                 Way::Same(IN_DOUBT),
                 "{doubtful:?}"
             );
             let partitions = error(Class::Pause, Some(252));
             assert_eq!(
-                attempts.refused(&partitions, Some(&table)),
+                attempts.refused(&partitions, Some(&table), Newer::None),
                 Way::AnyPartitions,
                 "{doubtful:?}"
             );
         }
         for harmless in [error(Class::Pause, Some(516)), error(Class::Schema, Some(16))] {
-            let mut attempts = Attempts::new(Past::None, "f", 9);
-            assert_eq!(attempts.refused(&harmless, Some(&table)), Way::Same(""));
+            let mut attempts = Attempts::new(Past::None, "f", NINE);
+            assert!(matches!(
+                attempts.refused(&harmless, Some(&table), Newer::None),
+                Way::Same(_)
+            ));
             assert_eq!(
-                attempts.refused(&check, Some(&table)),
+                attempts.refused(&check, Some(&table), Newer::None),
                 Way::Replace(Cause::Rows),
                 "{harmless:?}"
             );
@@ -305,24 +356,89 @@ mod tests {
     fn an_earlier_owner_was_refused_by_the_same_table_only() {
         let check = error(Class::Poison, Some(469));
         let replay = |recorded: &str, table: Definition| {
-            Attempts::new(Past::Replayed, recorded, 9).refused(&check, Some(&named(table)))
+            Attempts::new(Past::Replayed, recorded, NINE).refused(&check, Some(&named(table)), Newer::None)
         };
         assert_eq!(replay("f", PLAIN), Way::Replace(Cause::Rows));
         assert_eq!(replay("", PLAIN), Way::Same(INHERITED), "not known");
         assert_eq!(replay("g", PLAIN), Way::Same(INHERITED), "altered");
         let is_steady = false;
         assert_eq!(replay("f", Definition { is_steady, ..PLAIN }), Way::Same(INHERITED));
-        let mut unrecorded = Attempts::new(Past::Unrecorded, "f", 9);
+        let mut unrecorded = Attempts::new(Past::Unrecorded, "f", NINE);
         assert_eq!(
-            unrecorded.refused(&check, Some(&named(PLAIN))),
+            unrecorded.refused(&check, Some(&named(PLAIN)), Newer::None),
             Way::Same(AT_LEAST_ONCE)
         );
     }
 
     #[test]
     fn one_record_of_many_partitions_is_sent_whole() {
-        let mut attempts = Attempts::new(Past::None, "f", 1);
+        let mut attempts = Attempts::new(Past::None, "f", records(1));
         let partitions = error(Class::Pause, Some(252));
-        assert_eq!(attempts.refused(&partitions, Some(&named(PLAIN))), Way::AnyPartitions);
+        assert_eq!(
+            attempts.refused(&partitions, Some(&named(PLAIN)), Newer::None),
+            Way::AnyPartitions
+        );
+    }
+
+    #[test]
+    fn a_block_for_another_table_is_made_anew_for_a_newer_revision() {
+        let altered = Definition {
+            fingerprint: "g".to_owned(),
+            ..PLAIN
+        };
+        for code in [16, 53] {
+            let error = error(Class::Schema, Some(code));
+            let mut attempts = Attempts::new(Past::None, "f", NINE);
+            let mut refused = |newer| attempts.refused(&error, Some(&altered), newer);
+            assert_eq!(refused(Newer::None), Way::Same(""));
+            assert_eq!(
+                refused(Newer::Fits),
+                Way::Replace(Cause::Table),
+                "whenever the pipe is changed"
+            );
+            let counts = Counts {
+                rejected_records: 1,
+                ..NINE
+            };
+            let mut attempts = Attempts::new(Past::None, "f", counts);
+            assert_eq!(
+                attempts.refused(&error, Some(&altered), Newer::Fits),
+                Way::Same(REJECTED)
+            );
+        }
+    }
+
+    #[test]
+    fn what_may_have_been_applied_is_not_made_anew() {
+        let gone = error(Class::Schema, Some(16));
+        let altered = Definition {
+            fingerprint: "g".to_owned(),
+            ..PLAIN
+        };
+        let reset = InsertError {
+            is_certain: false,
+            ..error(Class::Retry, None)
+        };
+        let mut doubtful = Attempts::new(Past::None, "f", NINE);
+        assert_eq!(doubtful.refused(&reset, None, Newer::Fits), Way::Same(""));
+        assert_eq!(
+            doubtful.refused(&gone, Some(&altered), Newer::Fits),
+            Way::Same(OTHER_MAKE)
+        );
+        for past in [Past::Replayed, Past::Unrecorded] {
+            let mut attempts = Attempts::new(past, "f", NINE);
+            assert_eq!(
+                attempts.refused(&gone, Some(&altered), Newer::Fits),
+                Way::Same(OTHER_MAKE),
+                "{past:?}"
+            );
+        }
+        let has_views = true;
+        let viewed = Definition { has_views, ..altered };
+        let mut attempts = Attempts::new(Past::None, "f", NINE);
+        assert_eq!(
+            attempts.refused(&gone, Some(&viewed), Newer::Fits),
+            Way::Same(OTHER_MAKE)
+        );
     }
 }

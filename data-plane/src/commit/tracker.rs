@@ -15,6 +15,8 @@
 //! Invariants:
 //! - the batches of a shard are prepared and committed in the order in which they were built;
 //! - a batch is sent only after it was prepared;
+//! - a batch is prepared only after the unrecorded ones before it, which a pipe has in flight when at least once is no
+//!   longer enough for it, are committed;
 //! - the batches of a shard are sent one after the other, each once ClickHouse has acknowledged the one before. So the
 //!   rows of a partition key come to the table in the order of their records, whatever is retried how often, and a table
 //!   that keeps the last inserted row of a key keeps the right one;
@@ -82,6 +84,8 @@ struct Entry {
     shards: BTreeSet<ShardId>,
     phase: Phase,
     replay: bool,
+    /// The control plane hears of it only when it is committed.
+    unrecorded: bool,
 }
 
 impl Entry {
@@ -142,6 +146,7 @@ impl Tracker {
             shards,
             phase: Phase::Building,
             replay: false,
+            unrecorded: false,
         });
     }
 
@@ -152,6 +157,7 @@ impl Tracker {
             shards,
             phase: Phase::Rebuilding,
             replay: true,
+            unrecorded: false,
         });
     }
 
@@ -170,6 +176,7 @@ impl Tracker {
             return false;
         };
         entry.shards = shards;
+        entry.unrecorded = admission == Admission::Unrecorded;
         entry.phase = match admission {
             Admission::Prepare => Phase::Built,
             Admission::Unrecorded => Phase::Prepared,
@@ -229,7 +236,11 @@ impl Tracker {
             return None;
         }
         let index = self.entries.iter().position(|entry| entry.phase <= Phase::Built)?;
-        if self.entries.get(index)?.phase == Phase::Building {
+        let next = self.entries.get(index)?;
+        let mut older = self.entries.iter().take(index);
+        // Where an unrecorded one ends, the control plane learns with its commit. A batch that is recorded before that would
+        // start elsewhere than at the frontier, and be refused: the shard would be read again, with all that was sent.
+        if next.phase == Phase::Building || older.any(|entry| entry.unrecorded && entry.touches(&next.shards)) {
             return None;
         }
         self.begin(index, Phase::Preparing).map(Step::Prepare)
@@ -296,6 +307,7 @@ impl Tracker {
                 shards,
                 phase,
                 replay,
+                unrecorded: false,
             };
             self.entries.insert(place, entry);
         }

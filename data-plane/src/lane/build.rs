@@ -3,7 +3,7 @@
 //! Invariant: slices, revision, terms, pipe and batch id decide every byte and the digest. Nothing else goes in: no clock, no
 //! order of arrival, no state of an earlier batch.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use bytes::Bytes;
 use millrace_common::{
@@ -11,7 +11,7 @@ use millrace_common::{
     clickhouse::error_table_column_names,
     ids::{BatchId, PipeUid, SequenceNumber, ShardId},
     pipe::Compression,
-    position::Slice,
+    position::{Position, Slice},
 };
 use xxhash_rust::xxh3::{Xxh3, xxh3_128};
 
@@ -214,7 +214,6 @@ impl Filling {
         self.counts.rows = self.bench.rows.rows() as u64;
         self.counts.rejected_records = self.bench.rejected;
         self.unmeasured_bytes += payload_bytes;
-        let Some(rules) = &self.rules else { return };
         let mut encoded_bytes = 0;
         if self.unmeasured_bytes >= MEASURE_AFTER_BYTES {
             self.unmeasured_bytes = 0;
@@ -222,8 +221,19 @@ impl Filling {
             let beyond = encoded_bytes.saturating_sub(self.counts.bytes);
             self.beyond.resize(usize::try_from(beyond).unwrap_or(usize::MAX));
         }
-        self.is_full = rules.is_full(self.counts.rows + self.counts.rejected_records, encoded_bytes);
+        if let Some(rules) = &self.rules {
+            self.is_full = rules.is_full(self.counts.rows + self.counts.rejected_records, encoded_bytes);
+        }
     }
+}
+
+/// The first record of a run, if nothing else says where it begins.
+fn first(run: &Run) -> Option<SequenceNumber> {
+    if let Position::After(_) = run.from {
+        return None;
+    }
+    let mut records = run.pages.iter().flat_map(|page| page.records.as_slice());
+    records.next().map(|record| record.sequence_number.clone())
 }
 
 /// Makes one batch.
@@ -255,8 +265,11 @@ pub(super) fn build(job: Job) -> Outcome {
         terms,
     };
     let (mut slices, mut left) = (Vec::new(), Vec::new());
+    let mut firsts = BTreeMap::new();
     for mut run in runs {
+        let first = first(&run);
         if let Some(to_inclusive) = filling.fill(&mut run) {
+            firsts.extend(first.map(|number| (run.shard.clone(), number)));
             slices.push(Slice {
                 shard: run.shard.clone(),
                 from_exclusive: run.from.clone(),
@@ -305,7 +318,7 @@ pub(super) fn build(job: Job) -> Outcome {
         slices,
         counts,
         digest,
-        terms,
+        terms: Terms { firsts, ..terms },
     };
     let rows = (counts.rows > 0).then(|| Body {
         columns: Arc::clone(&recipe.columns),

@@ -2,6 +2,10 @@
 //!
 //! Its slices are read exactly, side by side, and then built in their recorded order by the function that built them the
 //! first time. Whether it is the same batch is not judged here but by [`Prepared::replayed`](crate::commit::Prepared).
+//!
+//! **Memory.** A lane has a part of the worker's budget for batches that are built again, apart from that of its readers:
+//! replays neither wait for what these hold nor hold them up. A batch is read once there is room for all of it, and for one
+//! answer of Kinesis beside it; and it is read while earlier ones wait for ClickHouse only if the budget has room for both.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -32,13 +36,20 @@ use super::{
 use crate::{
     commit::Built,
     source::{
-        self, Budget, Page,
+        self, Budget, Page, Permit, RECORD_OVERHEAD, Record,
         kinesis::{Reader, ReaderOptions},
     },
 };
 
 /// Pages that a reader may be ahead.
 const PAGES_AHEAD: usize = 1;
+/// A page of a batch that is built again is to be no more than this part of the worker's memory: what is reserved for it
+/// comes on top of all that the batch takes.
+const PAGE_PART: usize = 32;
+/// But calls cost as well.
+const LEAST_PAGE_BYTES: usize = 64 * 1024;
+/// Payload of a page for which no memory is reserved.
+const SMALL_PAGE_BYTES: usize = 4 * 1024 * 1024;
 
 /// A batch was built again; or there is no record in its slices: neither `built` nor `gap`; or they are gone.
 #[derive(Debug)]
@@ -49,13 +60,13 @@ pub(super) struct Replayed {
     pub gap: Option<(ShardId, DataGap)>,
 }
 
-/// What tells how old positions are, and how large pages may be.
+/// What reading again needs of the lane.
 #[derive(Debug, Clone)]
-pub(super) struct Ages {
+pub(super) struct Means {
     pub clock: Clock,
     pub complete_until: BTreeMap<ShardId, Timestamp>,
-    /// Memory of the worker.
-    pub memory_bytes: usize,
+    /// Memory for records that are read again.
+    pub budget: Arc<Budget>,
 }
 
 /// Reads the batch's slices and builds it. Does not return while its records cannot be read, unless they are gone.
@@ -64,10 +75,10 @@ pub(super) async fn replay(
     recipe: Arc<Recipe>,
     batch: OpenBatch,
     faults: Faults,
-    ages: Ages,
+    means: Means,
 ) -> Replayed {
-    let runs = match read_again(&recipe, &batch, &faults, &ages).await {
-        Ok(runs) => runs,
+    let (runs, spare) = match read_again(&recipe, &batch, &faults, &means, Pay::Anew).await {
+        Ok(read) => read,
         Err(gap) => {
             return Replayed {
                 id: batch.id,
@@ -84,10 +95,12 @@ pub(super) async fn replay(
         runs,
         rules: None,
         bench: None,
-        budget: Budget::new(usize::MAX),
+        budget: means.budget,
         terms: batch.terms,
     };
-    match task::spawn_blocking(|| build(job)).await {
+    let built = task::spawn_blocking(|| build(job)).await;
+    drop(spare);
+    match built {
         Ok(outcome) => Replayed {
             id: batch.id,
             built: outcome.built,
@@ -102,7 +115,18 @@ pub(super) async fn replay(
     }
 }
 
-/// The records of a batch's slices. Does not return while they cannot be read, unless they are gone.
+/// Who pays for the memory of records that are read again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Pay {
+    /// They do: all of it is taken before the first of them is read, because half of a batch in memory helps nobody, and two
+    /// halves may wait for each other for ever.
+    Anew,
+    /// The permits that the batch holds already. They are read in smaller pages, because nothing is reserved for these.
+    WithTheBatch,
+}
+
+/// The records of a batch's slices; and the memory that was for answers of Kinesis, which the block may need while it grows
+/// beside records that are not in it yet. Does not return while they cannot be read, unless they are gone.
 ///
 /// # Errors
 /// The shard whose records are gone, and what is known of that.
@@ -110,17 +134,13 @@ pub(super) async fn read_again(
     recipe: &Recipe,
     batch: &OpenBatch,
     faults: &Faults,
-    ages: &Ages,
-) -> Result<Vec<Run>, (ShardId, DataGap)> {
+    means: &Means,
+    pay: Pay,
+) -> Result<(Vec<Run>, Option<Permit>), (ShardId, DataGap)> {
     let part = Part::Replay(batch.id);
-    let runs = loop {
-        let part = &part;
-        let reads = batch.slices.iter().map(|slice| async move {
-            let run = read(recipe, slice, faults, part, ages).await;
-            run.map_err(|error| (slice, error))
-        });
-        match try_join_all(reads).await {
-            Ok(runs) => break runs,
+    let read = loop {
+        match read_all(recipe, batch, faults, means, pay).await {
+            Ok(read) => break read,
             Err((slice, error)) => {
                 faults.set(part.clone(), source_fault(&error));
                 if let Some(gap) = data_gap(&error, &slice.from_exclusive, Some(batch.id)) {
@@ -135,23 +155,93 @@ pub(super) async fn read_again(
         }
     };
     faults.clear(&part);
-    Ok(runs)
+    Ok(read)
 }
 
-/// The records of one slice.
-async fn read(recipe: &Recipe, slice: &Slice, faults: &Faults, part: &Part, ages: &Ages) -> Result<Run, source::Error> {
+/// One attempt. No memory is taken before Kinesis has answered for every slice.
+async fn read_all<'a>(
+    recipe: &Recipe,
+    batch: &'a OpenBatch,
+    faults: &Faults,
+    means: &Means,
+    pay: Pay,
+) -> Result<(Vec<Run>, Option<Permit>), (&'a Slice, source::Error)> {
+    let part = &Part::Replay(batch.id);
+    let options: Vec<ReaderOptions> = batch
+        .slices
+        .iter()
+        .map(|slice| options(recipe, batch, slice, means, pay))
+        .collect();
+    // The slices take turns: the answers of many side by side would be many times the batch.
+    let reserve = options.iter().map(ReaderOptions::reserve).max().unwrap_or_default();
+    let begun = batch.slices.iter().zip(options).map(|(slice, options)| async move {
+        let mut reader = Reader::new(recipe.client.clone(), options);
+        let trouble = reader.trouble();
+        tokio::select! {
+            begun = reader.begin() => begun.map(|()| (slice, reader)).map_err(|error| (slice, error)),
+            never = show_trouble(trouble, faults, part.clone()) => match never {},
+        }
+    });
+    let readers = try_join_all(begun).await?;
+    let memory = match pay {
+        Pay::Anew => Some(means.budget.acquire(cost(batch).saturating_add(reserve)).await),
+        Pay::WithTheBatch => None,
+    };
+    let turns = &Budget::new(reserve);
+    let reads = readers.into_iter().map(|(slice, reader)| async move {
+        let run = read(reader, slice, turns, &means.budget, faults, part).await;
+        run.map_err(|error| (slice, error))
+    });
+    let mut runs = try_join_all(reads).await?;
+    let spare = memory.map(|memory| share(memory, &mut runs));
+    Ok((runs, spare))
+}
+
+/// What the records of a batch cost while they are in memory.
+fn cost(batch: &OpenBatch) -> usize {
+    let size = |count: u64| usize::try_from(count).unwrap_or(usize::MAX);
+    size(batch.counts.bytes).saturating_add(size(batch.counts.records).saturating_mul(RECORD_OVERHEAD))
+}
+
+/// Each page gets what it costs. Returns what is left.
+fn share(mut memory: Permit, runs: &mut [Run]) -> Permit {
+    let cost = |page: &Pending| page.records.as_slice().iter().map(Record::cost).sum::<usize>();
+    let all = runs.iter().flat_map(|run| &run.pages).map(cost).sum();
+    memory.resize(memory.bytes().max(all));
+    for page in runs.iter_mut().flat_map(|run| &mut run.pages) {
+        page.permit = Arc::new(memory.split(cost(page)));
+    }
+    memory
+}
+
+fn options(recipe: &Recipe, batch: &OpenBatch, slice: &Slice, means: &Means, pay: Pay) -> ReaderOptions {
     let stream = recipe.spec.source.stream.clone();
     let mut options = ReaderOptions::new(stream, slice.shard.clone(), slice.from_exclusive.clone())
         .until(slice.to_inclusive.clone())
-        .paced(recipe.limits, ages.memory_bytes);
-    options.complete_until = ages.complete_until.get(&slice.shard).copied();
-    options.clock = ages.clock.clone();
-    let reader = Reader::new(recipe.client.clone(), options);
+        .paced(recipe.limits, means.budget.total())
+        .no_more_than(batch.counts.records, batch.counts.bytes);
+    let most = match pay {
+        Pay::Anew => means.budget.total() / PAGE_PART,
+        Pay::WithTheBatch => SMALL_PAGE_BYTES,
+    };
+    options.page_bytes = options.page_bytes.min(most).max(LEAST_PAGE_BYTES);
+    options.first = batch.terms.firsts.get(&slice.shard).cloned();
+    options.complete_until = means.complete_until.get(&slice.shard).copied();
+    options.clock = means.clock.clone();
+    options
+}
+
+/// The records of one slice.
+async fn read(
+    reader: Reader,
+    slice: &Slice,
+    turns: &Arc<Budget>,
+    memory: &Arc<Budget>,
+    faults: &Faults,
+    part: &Part,
+) -> Result<Run, source::Error> {
     let trouble = reader.trouble();
     let (out, mut pages) = mpsc::channel::<Page>(PAGES_AHEAD);
-    // A budget of its own: the batch has to be in memory whole, and waiting for live batches to drain, which may be
-    // waiting for this one, could be for ever. One batch per lane at a time is bound enough.
-    let budget = Budget::new(usize::MAX);
     let collect = async {
         let mut run = Run {
             shard: slice.shard.clone(),
@@ -162,17 +252,17 @@ async fn read(recipe: &Recipe, slice: &Slice, faults: &Faults, part: &Part, ages
             let Some(last) = page.last.filter(|_| !page.records.is_empty()) else {
                 continue;
             };
-            let (records, permit) = (page.records.into_iter(), Arc::new(page.permit));
+            // Its turn is over; what it costs is paid for beside.
             run.pages.push_back(Pending {
-                records,
+                records: page.records.into_iter(),
                 last,
-                permit,
+                permit: Arc::new(memory.empty()),
                 came: Instant::now(),
             });
         }
         run
     };
-    let read = async { tokio::join!(reader.run(out, budget, CancellationToken::new()), collect) };
+    let read = async { tokio::join!(reader.run(out, Arc::clone(turns), CancellationToken::new()), collect) };
     tokio::select! {
         (stop, run) = read => stop.map(|_| run),
         never = show_trouble(trouble, faults, part.clone()) => match never {},

@@ -3,6 +3,11 @@
 //!
 //! The records are read again, exactly the slices, as for a replay. Halving goes on until what is refused is single
 //! records: so one bad record among n costs about 2 log2(n) inserts, and what is good lands on the way.
+//!
+//! A batch that was made for a table as it is no more is not made smaller: one batch of the same records takes its place,
+//! encoded for a newer revision of the pipe.
+//!
+//! Records that are read again take the place of the blocks that were refused, whose memory pays for them until the last part is committed.
 
 use std::{collections::VecDeque, sync::Arc};
 
@@ -19,12 +24,9 @@ use super::{
     fault::Faults,
     queue::{Pending, Run},
     recipe::Recipe,
-    replay::{Ages, read_again},
+    replay::{Means, Pay, read_again},
 };
-use crate::{
-    commit::{Built, Cause, Committer, Prepared, Refused},
-    source::Budget,
-};
+use crate::commit::{Built, Cause, Committer, Prepared, Refused};
 
 /// Most of ClickHouse's words that go with a condemned record.
 const MAX_WORDS: usize = 1_000;
@@ -46,14 +48,15 @@ pub(super) enum Split {
 pub(super) async fn split(
     pipe: PipeUid,
     recipe: Arc<Recipe>,
-    refused: Refused,
+    mut refused: Refused,
     committer: Committer,
     faults: Faults,
-    ages: Ages,
+    means: Means,
 ) -> Result<Split, String> {
     let batch = refused.claim().batch.clone();
-    let mut runs = match read_again(&recipe, &batch, &faults, &ages).await {
-        Ok(runs) => runs,
+    refused.forget_blocks();
+    let mut runs = match read_again(&recipe, &batch, &faults, &means, Pay::WithTheBatch).await {
+        Ok((runs, _)) => runs,
         Err((shard, gap)) => return Ok(Split::Gone(shard, gap)),
     };
     let records: usize = runs.iter().map(records).sum();
@@ -74,7 +77,10 @@ pub(super) async fn split(
         part: true,
         ..Terms::default()
     };
-    let jobs: Vec<(Vec<Run>, Terms)> = if records == 1 && refused.cause == Cause::Rows {
+    let jobs: Vec<(Vec<Run>, Terms)> = if refused.cause == Cause::Table {
+        // None of its records is in the error table, so those that the newer revision rejects are to go there.
+        vec![(runs, Terms::default())]
+    } else if records == 1 && refused.cause == Cause::Rows {
         let condemned = Some(refused.message.chars().take(MAX_WORDS).collect());
         vec![(runs, Terms { condemned, ..terms })]
     } else {
@@ -90,8 +96,7 @@ pub(super) async fn split(
                 runs,
                 rules: None,
                 bench: None,
-                // As for a replay: the records are there again beside all that the lane has.
-                budget: Budget::new(usize::MAX),
+                budget: Arc::clone(&means.budget),
                 terms,
             };
             build(job).built
@@ -105,7 +110,8 @@ pub(super) async fn split(
     };
     let parts = parts.ok_or_else(|| format!("batch {} could not be cut into parts with records", batch.id))?;
     let sizes: Vec<u64> = parts.iter().map(|part| part.batch.counts.records).collect();
-    tracing::info!(batch = %batch.id, cause = ?refused.cause, ?sizes, "cut into smaller ones");
+    let revision = parts.first().map(|part| part.batch.revision.0);
+    tracing::info!(batch = %batch.id, cause = ?refused.cause, ?sizes, revision, "others are put in its place");
     committer.replace(refused, parts).await.map(Split::Parts)
 }
 

@@ -445,6 +445,43 @@ async fn at_least_once_skips_prepare() {
 }
 
 #[tokio::test]
+async fn what_is_sent_unprepared_is_committed_before_more_is_prepared() {
+    let mut world = World::new(Delivery::AtLeastOnce, &[(0, 1)]).await;
+    world.until("taken up", |world| !world.held().is_empty()).await;
+    world.clickhouse.held.store(1, Ordering::SeqCst);
+    world.feed(0, 1..=5);
+    world
+        .until("sent", |world| !world.clickhouse.seen.lock().is_empty())
+        .await;
+    let address = world.clickhouse.start().await;
+    world.order(|assignment| {
+        let mut exact = spec(Delivery::ExactlyOnce, &format!("http://{address}"), vec![column()]);
+        exact.revision = Revision(2);
+        assignment.specs.insert(Revision(2), Ok(Arc::new(exact)));
+        assignment.current = Revision(2);
+    });
+    world
+        .until("taken up", |world| {
+            world.lane.order.as_ref().is_some_and(|order| order.round == 2)
+        })
+        .await;
+    world.feed(0, 6..=8);
+    world.until("built", |world| world.lane.tracker.cut_here() == 2).await;
+    for _ in 0..20 {
+        world.turn().await;
+    }
+    assert!(
+        world.control.calls("prepare").is_empty(),
+        "it would begin where the control plane knows nothing of"
+    );
+    world.clickhouse.held.store(0, Ordering::SeqCst);
+    world.until("committed", |world| world.committed().len() == 2).await;
+    let asked: Vec<&str> = world.control.asked.lock().iter().map(|(call, _)| *call).collect();
+    assert_eq!(asked, ["commit", "prepare", "commit"]);
+    assert_eq!(world.committed(), [slice(0, 0, 5), slice(0, 5, 8)]);
+}
+
+#[tokio::test]
 async fn the_same_bytes_and_token_until_it_works_and_errors_first() {
     let mut world = World::new(Delivery::ExactlyOnce, &[(0, 1)]).await;
     world.until("taken up", |world| !world.held().is_empty()).await;

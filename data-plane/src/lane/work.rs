@@ -20,11 +20,11 @@ use super::{
     Lane,
     build::{Job, Outcome, build},
     fault::{Fault, Part},
-    replay::{Ages, Replayed, replay},
+    replay::{Means, Replayed, replay},
     split::{Split, split},
 };
 use crate::commit::{
-    Built, Claim, Delivery, Prepared, Refused, Sent,
+    Built, Cause, Claim, Delivery, Prepared, Refused, Sent,
     tracker::{Admission, Step},
 };
 
@@ -61,7 +61,7 @@ impl Open {
         }
     }
 
-    /// A batch of an earlier owner.
+    /// A batch of an earlier owner, or one that was put in the place of another.
     pub(super) fn replay(batch: &OpenBatch) -> Self {
         let froms = batch
             .slices
@@ -69,14 +69,6 @@ impl Open {
             .map(|slice| (slice.shard.clone(), slice.from_exclusive.clone()))
             .collect();
         Self::building(batch.revision, froms)
-    }
-
-    /// A part of a batch that was refused.
-    fn part(batch: &OpenBatch, revision: Revision) -> Self {
-        Self {
-            revision,
-            ..Self::replay(batch)
-        }
     }
 
     /// Stops its task.
@@ -237,10 +229,14 @@ impl Lane {
                 Box::pin(async move { Ending::Sent(committer.send(prepared).await) })
             }
             (Step::Replace(_), Stage::Refused(refused)) => {
-                let (pipe, faults, ages) = (self.pipe, self.faults.clone(), self.ages());
-                match self.recipes.get(&revision).map(Arc::clone) {
+                let (pipe, faults, means) = (self.pipe, self.faults.clone(), self.means());
+                let recipe = match refused.cause {
+                    Cause::Table => self.recipe().filter(|recipe| recipe.revision() > revision),
+                    Cause::Rows | Cause::Partitions => self.recipes.get(&revision),
+                };
+                match recipe.map(Arc::clone) {
                     Some(recipe) => Box::pin(async move {
-                        Ending::Replaced(split(pipe, recipe, *refused, committer, faults, ages).await)
+                        Ending::Replaced(split(pipe, recipe, *refused, committer, faults, means).await)
                     }),
                     // Its revision cannot be run just now, which is a fault of its own.
                     None => Box::pin(async move {
@@ -308,13 +304,15 @@ impl Lane {
         }
     }
 
-    /// Smaller batches stand where a refused one stood.
+    /// Other batches stand where a refused one stood.
     fn replaced(&mut self, id: BatchId, parts: Vec<Prepared>) {
-        let Some(old) = self.open.remove(&id) else { return };
+        if self.open.remove(&id).is_none() {
+            return;
+        }
         let mut tracked = Vec::with_capacity(parts.len());
         for prepared in parts {
             let batch = prepared.batch();
-            let (part, open) = (batch.id, Open::part(batch, old.revision));
+            let (part, open) = (batch.id, Open::replay(batch));
             let shards: BTreeSet<ShardId> = open.froms.keys().cloned().collect();
             for shard in &shards {
                 if let Some(shard) = self.shards.get_mut(shard)
@@ -379,9 +377,9 @@ impl Lane {
         };
         self.replay_of = Some(batch.id);
         let (pipe, faults, batch) = (self.pipe, self.faults.clone(), batch.clone());
-        let ages = self.ages();
+        let means = self.means();
         self.replay
-            .spawn(replay(pipe, recipe, batch, faults, ages).in_current_span());
+            .spawn(replay(pipe, recipe, batch, faults, means).in_current_span());
     }
 
     pub(super) fn on_replayed(&mut self, replayed: Option<Replayed>) {
@@ -423,13 +421,13 @@ impl Lane {
     }
 
     /// What is needed to read records again.
-    fn ages(&self) -> Ages {
+    fn means(&self) -> Means {
         let known =
             |(id, shard): (&ShardId, &super::shard::Shard)| Some((id.clone(), shard.progress.complete_until()?));
-        Ages {
+        Means {
             clock: self.context.clock.clone(),
             complete_until: self.shards.iter().filter_map(known).collect(),
-            memory_bytes: self.budget.total(),
+            budget: Arc::clone(&self.replay_budget),
         }
     }
 

@@ -263,8 +263,16 @@ fn open_batch(batch: wire::OpenBatch) -> Result<OpenBatch, Error> {
             table: batch.table_definition,
             part: batch.part,
             condemned: optional(batch.condemned),
+            firsts: batch.first_records.iter().map(first).collect::<Result<_, _>>()?,
         },
     })
+}
+
+fn first((shard, number): (&String, &String)) -> Result<(ShardId, SequenceNumber), Error> {
+    Ok((
+        parse("open_batches.first_records", shard)?,
+        parse("open_batches.first_records", number)?,
+    ))
 }
 
 fn slice(slice: wire::Slice) -> Result<Slice, Error> {
@@ -336,6 +344,12 @@ pub(crate) fn to_open_batch(batch: &OpenBatch, epochs: &BTreeMap<ShardId, Epoch>
         condemned: batch.terms.condemned.clone().unwrap_or_default(),
         records: batch.counts.records,
         bytes: batch.counts.bytes,
+        first_records: batch
+            .terms
+            .firsts
+            .iter()
+            .map(|(shard, number)| (shard.to_string(), number.to_string()))
+            .collect(),
     }
 }
 

@@ -7,7 +7,9 @@
 //! Each lane has a *part* of the worker's budget. A part may hold as many bytes as it leaves to the others: it gets more
 //! only while, after that, at least as much is free as it holds. So a lane that is alone gets half, two that do not drain
 //! get a third each, and however many do not drain, there is as much left for the next one as for each of them. A part
-//! that holds nothing gets its first bytes whenever they are free.
+//! that holds nothing gets its first bytes as long as anything is free, even where that is less than it asks for: what a
+//! call may bring at its worst is far more than what it mostly brings. Then nothing is free, so that one part at a time
+//! can go beyond the budget, and by no more than [`overdraft`].
 //!
 //! A page may turn out larger than its permit, or than the whole budget. Its bytes are in memory by then, so the
 //! permit grows at once and the budget runs a debt, which returned bytes pay off before anyone else gets any. A single
@@ -28,6 +30,17 @@ use tokio::sync::oneshot;
 
 /// What holds of the whole budget itself instead of one of its parts.
 const WHOLE: u64 = 0;
+
+/// The most that the first bytes of a part may go beyond the budget: enough for the largest page with its body, and for a
+/// batch of the usual size that is read again.
+const MAX_OVERDRAFT: usize = 48 * 1024 * 1024;
+/// And no more than this part of it: in a small budget pages are smaller too.
+const OVERDRAFT_PART: usize = 4;
+
+/// How far beyond a budget the first bytes of a part may go.
+fn overdraft(total: usize) -> usize {
+    (total / OVERDRAFT_PART).min(MAX_OVERDRAFT)
+}
 
 /// A number of bytes that many share, or one user's part of it.
 #[derive(Debug)]
@@ -69,8 +82,11 @@ impl State {
 
     fn fits(&self, total: usize, part: u64, bytes: usize) -> bool {
         let free = total.saturating_sub(self.held);
-        let own = self.parts.get(&part).copied().unwrap_or_default();
-        bytes <= free && (own == 0 || own + bytes <= free - bytes)
+        match self.parts.get(&part) {
+            Some(0) => bytes <= free || (free > 0 && bytes - free <= overdraft(total)),
+            Some(own) => bytes <= free && own + bytes <= free - bytes,
+            None => bytes <= free,
+        }
     }
 
     fn take(&mut self, part: u64, bytes: usize) {
@@ -196,7 +212,8 @@ impl Budget {
     pub fn try_acquire(self: &Arc<Self>, bytes: usize) -> Option<Permit> {
         let mut state = self.shared.state.lock();
         let first = state.waiters.iter().all(|waiter| waiter.part != self.part);
-        if !first || !state.fits(self.shared.total, self.part, bytes) {
+        let free = self.shared.total.saturating_sub(state.held);
+        if !first || bytes > free || !state.fits(self.shared.total, self.part, bytes) {
             return None;
         }
         state.take(self.part, bytes);
@@ -410,6 +427,27 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_part_that_holds_nothing_gets_more_than_is_left() {
+        let (total, page) = (100 << 20, 20 << 20);
+        let budget = Budget::new(total);
+        let (stuck, next, last) = (budget.part(), budget.part(), budget.part());
+        let held = ready(stuck.acquire(total - 1)).expect("it is all free");
+        assert!(next.try_acquire(page).is_none(), "only who waits may go beyond");
+        assert!(ready(next.acquire(overdraft(total) + 2)).is_none(), "that is too far");
+        let mut first = ready(next.acquire(page)).expect("one byte is free");
+        assert_eq!(budget.held(), total - 1 + page);
+        let mut waits = std::pin::pin!(last.acquire(1));
+        assert!(poll!(&mut waits).is_pending(), "nothing is free now");
+        assert!(ready(next.acquire(1)).is_none(), "and it holds something");
+        // What came was less than what might have come.
+        first.resize(1);
+        assert!(poll!(&mut waits).is_pending());
+        first.resize(0);
+        assert!(poll!(&mut waits).is_ready());
+        drop((held, first));
+    }
+
+    #[tokio::test]
     async fn a_part_that_waits_holds_up_nobody_else() {
         let budget = Budget::new(100);
         let (one, two) = (budget.part(), budget.part());
@@ -468,6 +506,25 @@ mod tests {
         }
 
         proptest! {
+            /// However many parts take what they get and hold it, they are never beyond the budget by more than one of
+            /// the requests.
+            #[test]
+            fn parts_stay_within_the_budget(asked in prop::collection::vec((0usize..8, 1usize..400), 0..80)) {
+                let budget = Budget::new(1_000);
+                let parts: Vec<_> = (0..8).map(|_| budget.part()).collect();
+                let mut permits: Vec<Permit> = Vec::new();
+                for (part, bytes) in asked {
+                    let (free, own) = (1_000usize.saturating_sub(budget.held()), parts[part].held());
+                    let permit = ready(parts[part].acquire(bytes));
+                    let may = own == 0 && free > 0 && bytes <= free + overdraft(1_000);
+                    prop_assert!(permit.is_some() || !may, "{} of {}", bytes, free);
+                    permits.extend(permit);
+                    prop_assert!(budget.held() <= 1_000 + overdraft(1_000));
+                }
+                permits.clear();
+                prop_assert_eq!(budget.held(), 0);
+            }
+
             /// What is held is the sum of the permits, whatever happens to them, and all of it comes back.
             #[test]
             fn held_is_the_sum_of_permits(acts in prop::collection::vec(act(), 0..60)) {

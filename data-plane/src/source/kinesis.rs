@@ -70,10 +70,14 @@ pub struct ReaderOptions {
     pub start: Position,
     /// The last record to read, for a replay of a prepared batch.
     pub until: Option<SequenceNumber>,
+    /// The first record to read, for a replay whose start is no record: if it is gone, so is a part of the batch.
+    pub first: Option<SequenceNumber>,
     /// How fast the shard may be read.
     pub limits: Limits,
     /// Payload bytes to ask for at a time, about.
     pub page_bytes: usize,
+    /// Payload of a record, as far as that is known before any is read.
+    pub record_bytes: Option<usize>,
     /// All records that arrived before this lie before `start`, as far as that is known.
     pub complete_until: Option<Timestamp>,
     /// Records that arrived then or later are not read: the end of a backfill.
@@ -90,8 +94,10 @@ impl ReaderOptions {
             shard,
             start,
             until: None,
+            first: None,
             limits: Limits::default(),
             page_bytes: poll::FULL_BYTES,
+            record_bytes: None,
             complete_until: None,
             end: None,
             clock: Clock::System,
@@ -104,6 +110,24 @@ impl ReaderOptions {
         self.limits = limits;
         self.page_bytes = poll::page_bytes(memory_bytes, limits);
         self
+    }
+
+    /// Asks for no more at a time than so many records, which have so much payload.
+    #[must_use]
+    pub fn no_more_than(mut self, records: u64, bytes: u64) -> Self {
+        let size = |count: u64| usize::try_from(count).unwrap_or(usize::MAX);
+        self.page_bytes = self.page_bytes.min(size(bytes).max(poll::LEAST_BYTES));
+        self.record_bytes = bytes.checked_div(records).map(size);
+        self
+    }
+
+    /// What it takes from the budget before a call that may bring a whole page.
+    pub fn reserve(&self) -> usize {
+        poll::reserve(self.page_bytes, poll::limit(self.page_bytes, self.first_record_bytes()))
+    }
+
+    fn first_record_bytes(&self) -> usize {
+        self.record_bytes.unwrap_or(self.page_bytes / poll::FIRST_LIMIT)
     }
 
     /// Reads to this record and not beyond.
@@ -151,6 +175,18 @@ impl Counters {
     }
 }
 
+/// What a reader can do next.
+enum Ready {
+    /// Call GetRecords.
+    Call {
+        iterator: String,
+        limit: i32,
+        reserve: usize,
+    },
+    /// Nothing.
+    Over(Stop),
+}
+
 /// Reads one shard.
 #[derive(Debug)]
 pub struct Reader {
@@ -160,6 +196,9 @@ pub struct Reader {
     trouble: watch::Sender<Option<Trouble>>,
     /// Something was read.
     answered: bool,
+    /// The iterator is one of the right stream. A sequence number means nothing in another one, and Kinesis says so. A time, or
+    /// the oldest record, are in any: an iterator for one of them is used only after the stream was seen to be the right one.
+    identified: bool,
     counters: Arc<Counters>,
 }
 
@@ -172,6 +211,7 @@ impl Reader {
             machine: Machine::new(options, Instant::now()),
             trouble: watch::Sender::new(None),
             answered: false,
+            identified: false,
             counters: Arc::default(),
         }
     }
@@ -206,10 +246,16 @@ impl Reader {
         }
     }
 
-    async fn drive(&mut self, out: &mpsc::Sender<Page>, budget: &Arc<Budget>) -> Result<Stop, Error> {
-        // A sequence number means nothing in another stream, and Kinesis says so. A time, or the oldest record, are in any:
-        // an iterator for one of them is used only after the stream was seen to be the right one.
-        let mut identified = false;
+    /// Does all that comes before the first call that brings records, and so before memory is needed.
+    ///
+    /// # Errors
+    /// As [`Self::run`].
+    pub async fn begin(&mut self) -> Result<(), Error> {
+        self.until_ready().await.map(drop)
+    }
+
+    /// Until there is a call to make that brings records, or nothing to read.
+    async fn until_ready(&mut self) -> Result<Ready, Error> {
         loop {
             match self.machine.next(Instant::now()) {
                 Action::Wait(until) => tokio::time::sleep_until(until).await,
@@ -217,44 +263,62 @@ impl Reader {
                     self.verify_stream().await?;
                 }
                 Action::GetIterator(from) => {
-                    identified = matches!(from, Origin::Record(_) | Origin::Position(Position::After(_)));
+                    self.identified = matches!(from, Origin::Record(_) | Origin::Position(Position::After(_)));
                     self.get_iterator(&from).await?;
                 }
-                Action::Finish(stop) => return Ok(stop),
+                Action::Finish(stop) => return Ok(Ready::Over(stop)),
                 Action::GiveUp => return Err(self.machine.doubtful()),
-                Action::GetRecords { .. } if !identified => {
-                    identified = self.verify_stream().await?;
+                Action::GetRecords { .. } if !self.identified => {
+                    self.identified = self.verify_stream().await?;
                 }
                 Action::GetRecords {
                     iterator,
                     limit,
                     reserve,
                 } => {
-                    let mut permit = budget.acquire(reserve).await;
-                    let Some(accepted) = self.get_records(&iterator, limit).await? else {
-                        continue;
-                    };
-                    permit.resize(accepted.cost);
-                    let stop = accepted.stop();
-                    let page = Page {
-                        shard: self.machine.shard().clone(),
-                        records: accepted.records,
-                        last: accepted.last,
-                        lag: accepted.lag,
-                        end: match stop {
-                            Some(Stop::Time) => Some(ShardEnd { children: Vec::new() }),
-                            _ => accepted.end,
-                        },
-                        complete_until: accepted.complete_until,
-                        permit,
-                    };
-                    if out.send(page).await.is_err() {
-                        return Ok(Stop::Cancelled);
-                    }
-                    if let Some(stop) = stop {
-                        return Ok(stop);
-                    }
+                    return Ok(Ready::Call {
+                        iterator,
+                        limit,
+                        reserve,
+                    });
                 }
+            }
+        }
+    }
+
+    async fn drive(&mut self, out: &mpsc::Sender<Page>, budget: &Arc<Budget>) -> Result<Stop, Error> {
+        loop {
+            let (iterator, limit, reserve) = match self.until_ready().await? {
+                Ready::Over(stop) => return Ok(stop),
+                Ready::Call {
+                    iterator,
+                    limit,
+                    reserve,
+                } => (iterator, limit, reserve),
+            };
+            let mut permit = budget.acquire(reserve).await;
+            let Some(accepted) = self.get_records(&iterator, limit).await? else {
+                continue;
+            };
+            permit.resize(accepted.cost);
+            let stop = accepted.stop();
+            let page = Page {
+                shard: self.machine.shard().clone(),
+                records: accepted.records,
+                last: accepted.last,
+                lag: accepted.lag,
+                end: match stop {
+                    Some(Stop::Time) => Some(ShardEnd { children: Vec::new() }),
+                    _ => accepted.end,
+                },
+                complete_until: accepted.complete_until,
+                permit,
+            };
+            if out.send(page).await.is_err() {
+                return Ok(Stop::Cancelled);
+            }
+            if let Some(stop) = stop {
+                return Ok(stop);
             }
         }
     }

@@ -1,11 +1,11 @@
 //! The table changes while records are on their way to it.
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use millrace_common::reason;
 use millrace_integration_tests::clickhouse::{ClickHouse, Options, User};
-use millrace_proto::api::v1::PipeState;
+use millrace_proto::api::v1::{self as api, PipeState};
 
-use crate::bed::{Bed, Load, TABLE};
+use crate::bed::{Bed, Load, PIPE, TABLE};
 
 async fn bed() -> Result<Bed<'static>> {
     Bed::start(ClickHouse::shared().await, Load::default()).await
@@ -51,6 +51,44 @@ async fn a_column_whose_type_changes_and_changes_back() -> Result<()> {
         .sql("SELECT countIf(amount < 0 OR amount > 100000) FROM {t}")
         .await?;
     ensure!(bent == "0", "{bent} amounts");
+    bed.ends_clean().await
+}
+
+/// Changes the columns of the pipe as its owner would.
+async fn update_columns(bed: &Bed<'_>, change: impl FnOnce(&mut Vec<api::Column>)) -> Result<()> {
+    let mut pipe = bed.cluster.pipe(PIPE).await?;
+    change(&mut pipe.destination.as_mut().context("a destination")?.columns);
+    bed.cluster.update_pipe(PIPE, pipe, &["destination.columns"]).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_waits_for_a_column_that_is_gone_goes_on_when_the_pipe_is_updated() -> Result<()> {
+    let bed = bed().await?;
+    bed.sql("ALTER TABLE {t} DROP COLUMN tags").await?;
+    bed.says(PipeState::Failed, reason::DESTINATION_COLUMN_NOT_FOUND, &["tags"])
+        .await?;
+    update_columns(&bed, |columns| columns.retain(|column| column.name != "tags")).await?;
+    bed.is_well_again().await?;
+    bed.ends_clean().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_encoded_for_another_type_goes_on_when_the_pipe_is_updated() -> Result<()> {
+    let bed = bed().await?;
+    bed.sql("ALTER TABLE {t} MODIFY COLUMN amount String").await?;
+    bed.says(
+        PipeState::Failed,
+        reason::DESTINATION_SCHEMA_CHANGED,
+        &["Decimal", "String"],
+    )
+    .await?;
+    update_columns(&bed, |columns| {
+        for column in columns.iter_mut().filter(|column| column.name == "amount") {
+            "String".clone_into(&mut column.r#type);
+        }
+    })
+    .await?;
+    bed.is_well_again().await?;
     bed.ends_clean().await
 }
 

@@ -182,3 +182,42 @@ async fn iterators_that_expire_cost_nothing() {
     assert!(bed.events("expiry", "DATA_GAP").await.is_empty());
     drop(worker);
 }
+
+/// An open batch that begins at the oldest record there was when it was read, half of which is gone when it is replayed.
+async fn an_open_batch_that_has_lost_its_first_records(table: &str, refuse: bool) {
+    let bed = Bed::start(1, refuse).await;
+    bed.put(0..10);
+    bed.advance(HOUR * 20);
+    bed.put(10..20);
+    bed.running(table).await;
+    bed.shut(true);
+    let worker = bed.worker("a");
+    bed.until_state(table, PipeState::Degraded, "DESTINATION_UNREACHABLE")
+        .await;
+    worker.crash();
+    bed.advance(HOUR * 6);
+    bed.put(20..30);
+    bed.shut(false);
+    let worker = bed.worker("b");
+    bed.until_state(table, PipeState::Failed, "SOURCE_POSITION_EXPIRED")
+        .await;
+    let told = bed.until_events(table, "DATA_GAP", 1).await;
+    assert_eq!(told[0].shard_id, "shardId-000000000000");
+    assert!(told[0].details.contains_key("batch"), "{told:?}");
+    assert!(bed.rows(table).await.is_empty(), "it stands still");
+
+    bed.on_data_gap(table, DataGapPolicy::Resume).await;
+    bed.until_rows(table, &each(20..30, 1)).await;
+    bed.until_state(table, PipeState::Running, "").await;
+    drop(worker);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_open_batch_whose_first_records_are_refused_is_a_gap() {
+    an_open_batch_that_has_lost_its_first_records("firstrefused", true).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_open_batch_whose_first_records_are_silently_passed_over_is_a_gap() {
+    an_open_batch_that_has_lost_its_first_records("firstsilent", false).await;
+}

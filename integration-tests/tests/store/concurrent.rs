@@ -277,7 +277,7 @@ pub(crate) async fn creating_and_deleting_meet_working_lanes(database: Database)
         let deleted = futures::future::join_all(others).await;
         assert_eq!(deleted.iter().filter(|deleted| **deleted).count(), 1, "round {round}");
         tasks.join_all().await;
-        assert_eq!(database.store.snapshot_all().await.unwrap(), []);
+        assert_eq!(database.store.snapshot_all().await.unwrap().pipes, []);
         let id = ["aws", "clickhouse"][round % 2];
         let name = format!("projects/default/credentials/{id}").parse().unwrap();
         assert!(

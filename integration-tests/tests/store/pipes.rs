@@ -82,6 +82,7 @@ pub(crate) async fn pipes_are_listed_in_name_order(database: Database) {
     let mut last = None;
     loop {
         let page = store.list_pipes(&project("default"), last.as_ref(), 4).await.unwrap();
+        let page: Vec<_> = page.into_iter().map(Result::unwrap).collect();
         assert!(page.len() <= 4);
         let Some(pipe) = page.last() else { break };
         last = Some(pipe.name.id.clone());
@@ -89,8 +90,9 @@ pub(crate) async fn pipes_are_listed_in_name_order(database: Database) {
     }
     assert_eq!(seen, names);
     assert_eq!(store.list_pipes(&project("other"), None, 10).await.unwrap().len(), 1);
-    assert_eq!(store.list_pipes(&project("empty"), None, 10).await.unwrap(), []);
-    assert_eq!(store.snapshot_all().await.unwrap().len(), 7);
+    assert!(store.list_pipes(&project("empty"), None, 10).await.unwrap().is_empty());
+    let all = store.snapshot_all().await.unwrap();
+    assert_eq!((all.pipes.len(), all.damaged.len()), (7, 0));
 }
 
 pub(crate) async fn a_name_is_taken_once(database: Database) {

@@ -199,7 +199,7 @@ pub(crate) async fn open_batches_come_back_as_they_were_prepared(database: Datab
     assert_eq!(store.open_batches(uid).await.unwrap(), prepared);
     let snapshot = store.snapshot(uid).await.unwrap().unwrap();
     assert_eq!(snapshot.open_batches, prepared);
-    assert_eq!(store.snapshot_all().await.unwrap(), [snapshot]);
+    assert_eq!(store.snapshot_all().await.unwrap().pipes, [snapshot]);
     for batch in &prepared {
         store.commit(uid, &me, batch.id, &held).await.unwrap();
     }

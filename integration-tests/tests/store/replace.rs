@@ -15,6 +15,7 @@ fn part(slices: Vec<millrace_common::position::Slice>, records: u64, condemned: 
         table: "uuid/17/0123".to_owned(),
         part: true,
         condemned: condemned.map(str::to_owned),
+        firsts: [(shard(0), "1".parse().expect("a number"))].into(),
     };
     part
 }

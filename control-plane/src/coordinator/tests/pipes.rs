@@ -147,3 +147,57 @@ async fn an_outage_of_the_store_changes_nothing_for_workers() {
         (Code::Unavailable, Some("STORE_UNAVAILABLE"))
     );
 }
+
+#[tokio::test]
+async fn a_pipe_that_cannot_be_read_stands_still_and_all_others_go_on() {
+    let directory = tempfile::tempdir().unwrap();
+    let fast = || Options {
+        refresh: Duration::from_millis(300),
+        ..options()
+    };
+    let plane = Plane::start(directory.path(), fast()).await;
+    let broken = plane.create_pipe("broken", 1, 1).await;
+    let sql = |fault: &str| format!("UPDATE pipes SET fault = {fault} WHERE uid = '{}'", broken.uid);
+    plane.store.tamper(&sql("'no JSON'")).await;
+    plane.stop().await;
+    // It begins with a look at all pipes, one of which it cannot read.
+    let plane = Plane::start(directory.path(), fast()).await;
+    let sound = plane.create_pipe("sound", 1, 2).await;
+    plane.handle.nudge();
+    let worker = Worker::connect(&plane, "w1").await;
+    worker.holds(&sound, 2).await;
+    assert!(worker.shards(&broken).is_empty());
+    let blocked = eventually("it is told", || async { plane.handle.runtime(broken.uid).blocked }).await;
+    assert!(blocked.permanent && blocked.reason == reason::INTERNAL, "{blocked:?}");
+    assert!(blocked.message.contains("pipes.fault"), "{blocked:?}");
+    assert!(blocked.message.contains("projects/default/pipes/broken"), "{blocked:?}");
+    let damaged = async || {
+        let events = plane.store.list_events(broken.uid, None, 100).await.unwrap();
+        events
+            .into_iter()
+            .filter(|event| event.kind == kind::PIPE_DAMAGED)
+            .count()
+    };
+    // Several looks later it was told once.
+    tokio::time::timeout(PATIENCE, async {
+        let mut changed = plane.handle.changed();
+        plane.create_pipe("third", 1, 1).await;
+        plane.handle.nudge();
+        changed.changed().await.unwrap();
+    })
+    .await
+    .unwrap();
+    assert_eq!(damaged().await, 1);
+    // A person mends it.
+    plane.store.tamper(&sql("NULL")).await;
+    worker.holds(&broken, 1).await;
+    eventually("it is well", || async {
+        plane.handle.runtime(broken.uid).blocked.is_none().then_some(())
+    })
+    .await;
+    // While it is held it may break as well: it stays with its worker.
+    plane.store.tamper(&sql("'no JSON'")).await;
+    eventually("it is told", || async { plane.handle.runtime(broken.uid).blocked }).await;
+    assert_eq!(worker.shards(&broken).len(), 1);
+    assert_eq!(damaged().await, 2);
+}

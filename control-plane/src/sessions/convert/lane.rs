@@ -121,6 +121,12 @@ pub fn open_batch(batch: &OpenBatch) -> v1::OpenBatch {
         condemned: batch.terms.condemned.clone().unwrap_or_default(),
         records: batch.counts.records,
         bytes: batch.counts.bytes,
+        first_records: batch
+            .terms
+            .firsts
+            .iter()
+            .map(|(shard, number)| (shard.to_string(), number.to_string()))
+            .collect(),
     }
 }
 

@@ -205,6 +205,23 @@ proptest! {
 }
 
 #[test]
+fn first_records_are_of_the_slices() {
+    let with = |shard: &str, number: &str| {
+        let mut request = prepare_request();
+        let batch = request.batch.as_mut().expect("a batch");
+        batch.first_records.insert(shard.to_owned(), number.to_owned());
+        prepare(request)
+    };
+    let shard = prepare_request().batch.expect("a batch").slices[0].shard_id.clone();
+    let read = with(&shard, "17").expect("good");
+    let firsts = &read.batch.terms.firsts;
+    assert_eq!(firsts.len(), 1);
+    assert_eq!(open_batch(&read.batch).first_records[&shard], "17");
+    assert!(with("shardId-000000009999", "17").is_err(), "no slice of it");
+    assert!(with(&shard, "no number").is_err());
+}
+
+#[test]
 fn a_replacement_claims_each_shard_once() {
     let part = |id: &str, condemned: &str| v1::OpenBatch {
         batch_id: id.into(),

@@ -67,6 +67,29 @@ fn other_shards_commit_past_a_slow_batch() {
 }
 
 #[test]
+fn what_is_recorded_waits_for_what_was_not() {
+    let mut tracker = Tracker::new();
+    let (a, b) = (BatchId::new(), BatchId::new());
+    for (id, of) in [(a, [0]), (b, [1])] {
+        tracker.building(id, shards(&of));
+        assert!(tracker.built(id, shards(&of), Admission::Unrecorded));
+    }
+    // From here on the pipe wants its batches prepared.
+    let (c, d) = (built(&mut tracker, &[0]), built(&mut tracker, &[2]));
+    assert_eq!(tracker.next_step(), Some(Step::Send(a)));
+    assert_eq!(tracker.next_step(), Some(Step::Send(b)));
+    assert_eq!(tracker.next_step(), None, "the control plane knows nothing of a");
+    assert!(tracker.done(Step::Send(a)));
+    assert_eq!(tracker.next_step(), Some(Step::Commit(a)));
+    assert_eq!(tracker.next_step(), None);
+    assert!(tracker.done(Step::Commit(a)));
+    assert_eq!(tracker.next_step(), Some(Step::Prepare(c)), "b is of another shard");
+    assert!(tracker.done(Step::Prepare(c)));
+    assert_eq!(tracker.next_step(), Some(Step::Send(c)));
+    assert_eq!(tracker.next_step(), Some(Step::Prepare(d)));
+}
+
+#[test]
 fn a_lost_shard_takes_recorded_company_with_it_and_rewinds_the_rest() {
     let mut tracker = Tracker::new();
     let recorded = built(&mut tracker, &[0, 1]);

@@ -168,3 +168,39 @@ async fn an_error_that_nobody_knows_becomes_a_persons_after_ten_minutes() {
     *world.clickhouse.mood.lock() = Mood::Well;
     world.until("committed", |world| !world.committed().is_empty()).await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_control_plane_that_takes_nothing_is_shown_while_it_does_not() {
+    let mut world = World::new(Delivery::ExactlyOnce, &[(0, 1)]).await;
+    world.until("taken up", |world| !world.held().is_empty()).await;
+    let away = || commit::Error::Unavailable {
+        message: "the database is read-only".to_owned(),
+    };
+    world.control.answers.lock().extend((0..1_000).map(|_| away()));
+    let began = Instant::now();
+    world.feed(0, 1..=3);
+    world.pass(Duration::from_secs(8)).await;
+    // Of its source, which nobody answers at, the lane says so as well.
+    let shown = |world: &World| world.fault() == Some(reason::CONTROL_PLANE_UNAVAILABLE);
+    assert!(!shown(&world), "it may be a take-over");
+    while !shown(&world) {
+        assert!(began.elapsed() < Duration::from_secs(30), "not shown");
+        world.pass(Duration::from_secs(1)).await;
+    }
+    let (_, lanes) = world.board.snapshot();
+    let fault = lanes.into_values().find_map(|lane| lane.fault).expect("a fault");
+    assert!(
+        !fault.permanent && fault.message.contains("the database is read-only"),
+        "{fault:?}"
+    );
+    eprintln!("shown after {:?}", began.elapsed());
+    world.control.answers.lock().clear();
+    while world.committed().is_empty() || shown(&world) {
+        assert!(
+            began.elapsed() < Duration::from_secs(120),
+            "{:?}",
+            world.board.snapshot()
+        );
+        world.pass(Duration::from_secs(1)).await;
+    }
+}

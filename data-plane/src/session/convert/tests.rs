@@ -77,6 +77,7 @@ fn wire_lane() -> wire::Lane {
             rows: 3,
             rejected_records: 1,
             digest: vec![9; 16],
+            first_records: [("shardId-0".to_owned(), "11".to_owned())].into(),
             ..Default::default()
         }],
     }

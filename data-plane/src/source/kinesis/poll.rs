@@ -40,7 +40,9 @@ const MIN_PAGE_BYTES: usize = 4 * 1024 * 1024;
 /// A page is to be no more than this part of the worker's memory: several readers, batches and blocks share it.
 const PAGE_PART: usize = 32;
 /// Records of a reader's first call: it learns from the answer how large they are.
-const FIRST_LIMIT: usize = 1_000;
+pub(super) const FIRST_LIMIT: usize = 1_000;
+/// Least payload that a replay asks for at a time, however small its batch.
+pub(super) const LEAST_BYTES: usize = 64 * 1024;
 /// What an answer costs while it is taken apart, in quarters of its payload: its body is a third longer, and there twice,
 /// as it came and in one piece.
 const RESERVE_QUARTERS: usize = 11;
@@ -69,6 +71,17 @@ pub(super) fn page_bytes(memory_bytes: usize, limits: Limits) -> usize {
         Some(rate) => page.min(usize::try_from(rate).unwrap_or(usize::MAX)).max(SMALL_RESERVE),
         None => page,
     }
+}
+
+/// What to reserve for an answer of so much payload in so many records.
+pub(super) fn reserve(page_bytes: usize, limit: i32) -> usize {
+    page_bytes / 4 * RESERVE_QUARTERS + usize::try_from(limit).unwrap_or(0) * RECORD_OVERHEAD
+}
+
+/// As many records of this size as a page should hold.
+pub(super) fn limit(page_bytes: usize, record_bytes: usize) -> i32 {
+    let records = page_bytes / record_bytes.max(1);
+    i32::try_from(records).unwrap_or(FULL_LIMIT).clamp(1, FULL_LIMIT)
 }
 
 /// What to do next.
@@ -147,7 +160,8 @@ struct Stall {
 enum Asked {
     /// At the position.
     Plainly,
-    /// At the record that the position is after: if it comes first, nothing behind it was trimmed.
+    /// At the record that the position is after, or at the first record of a replay: if it comes first, nothing behind it was
+    /// trimmed.
     ForProof,
 }
 
@@ -197,7 +211,7 @@ impl Machine {
             ask_retention: false,
             by_time: false,
             asked: Asked::Plainly,
-            record_bytes: options.page_bytes / FIRST_LIMIT,
+            record_bytes: options.first_record_bytes(),
             pace: Pace::new(options.limits, now),
             options,
             iterator: None,
@@ -238,11 +252,15 @@ impl Machine {
         if now < self.pace.records_at() {
             return Action::Wait(self.pace.records_at());
         }
-        let limit = if self.probing { PROBE_LIMIT } else { self.limit() };
+        let limit = if self.probing {
+            PROBE_LIMIT
+        } else {
+            limit(self.options.page_bytes, self.record_bytes)
+        };
         let reserve = if self.probing || self.at_tip {
             SMALL_RESERVE
         } else {
-            self.options.page_bytes / 4 * RESERVE_QUARTERS + usize::try_from(limit).unwrap_or(0) * RECORD_OVERHEAD
+            reserve(self.options.page_bytes, limit)
         };
         Action::GetRecords {
             iterator: iterator.clone(),
@@ -251,14 +269,19 @@ impl Machine {
         }
     }
 
-    /// As many records as a page should hold.
-    fn limit(&self) -> i32 {
-        let records = self.options.page_bytes / self.record_bytes.max(1);
-        i32::try_from(records).unwrap_or(FULL_LIMIT).clamp(1, FULL_LIMIT)
+    /// The first record, if it is given and not read yet. It proves by itself that nothing behind it was trimmed.
+    fn first(&self) -> Option<&SequenceNumber> {
+        match self.position {
+            Position::After(_) => None,
+            Position::TrimHorizon | Position::AtTimestamp(_) => self.options.first.as_ref(),
+        }
     }
 
     /// Asks for an iterator, if that is known to bring all that comes behind the position.
     fn want_iterator(&self) -> Action {
+        if let Some(first) = self.first() {
+            return Action::GetIterator(Origin::Record(first.clone()));
+        }
         if self.by_time
             && let Some(time) = self.complete_until
         {
@@ -432,7 +455,7 @@ impl Machine {
         }
         let first = reply.records.first();
         let behind = reply.millis_behind.is_some_and(|millis| millis > 0);
-        match (first, self.position.sequence_number()) {
+        match (first, self.first().or(self.position.sequence_number())) {
             (Some(first), Some(number)) if first.sequence_number <= *number => {
                 self.asked = Asked::Plainly;
                 Ok(())
@@ -446,6 +469,8 @@ impl Machine {
             }
             // Empty answers on the way to the first record are usual.
             (None, _) if behind && reply.next_iterator.is_some() => Ok(()),
+            // A replay that finds nothing for long enough is told so where its last record is missed.
+            (None, _) if self.first().is_some() => Ok(()),
             (None, _) => Err(self.doubtful()),
         }
     }
@@ -619,6 +644,8 @@ impl Machine {
                 }
                 Some(_) => Err(self.expired(&describe(failure), None, false)),
             },
+            // The number of the first record is what is refused: it has left the stream.
+            _ if self.options.first.is_some() => Err(self.expired(&describe(failure), None, false)),
             // A time in the future, where Kinesis' clock is behind: it will come.
             Position::AtTimestamp(_) => Ok((Some(Brake::Failed), lasted >= SHOW_FAILURE_AFTER)),
             Position::TrimHorizon => Err(Error::Refused {

@@ -64,8 +64,10 @@ impl Bed {
             shard: SHARD.parse().unwrap(),
             start,
             until: until.map(number),
+            first: None,
             limits: Limits::default(),
             page_bytes: FULL_BYTES,
+            record_bytes: None,
             // Nothing here is old, but where a test says so.
             complete_until: Some(jiff::Timestamp::now()),
             end: None,
@@ -807,4 +809,48 @@ mod properties {
             prop_assert!(calls.windows(6).all(|six| six[5] - six[0] >= Duration::from_secs(1)));
         }
     }
+}
+
+/// The answer to the call that asks for the first record of a replay, which is record 4.
+fn replay_from_the_oldest(start: Position) -> Bed {
+    let mut bed = Bed::new(start, Some(6));
+    bed.machine.options.first = Some(number(4));
+    let (action, _) = bed.next();
+    assert_eq!(action, Action::GetIterator(Origin::Record(number(4))));
+    bed.machine
+        .on_iterator(&Origin::Record(number(4)), "iterator".to_owned());
+    bed
+}
+
+#[test]
+fn a_replay_begins_at_its_first_record() {
+    for start in [
+        Position::TrimHorizon,
+        Position::AtTimestamp(jiff::Timestamp::UNIX_EPOCH),
+    ] {
+        let mut bed = replay_from_the_oldest(start);
+        bed.accepted(reply(&[], 5));
+        let page = bed.accepted(reply(&[4, 5], 5));
+        assert_eq!((page.records.len(), page.stop()), (2, None));
+        bed.fail(&failure(Kind::ExpiredIterator)).unwrap();
+        assert_eq!(bed.iterator(), after(5), "the first record is read only once");
+        let page = bed.accepted(reply(&[6, 7], 0));
+        assert_eq!((page.records.len(), page.stop()), (1, Some(Stop::Until)));
+    }
+}
+
+#[test]
+fn a_replay_whose_first_record_is_gone_is_a_gap() {
+    let mut trimmed = replay_from_the_oldest(Position::TrimHorizon);
+    let error = trimmed.answer(reply(&[5, 6], 0)).expect_err("4 is gone");
+    assert!(matches!(error, Error::PositionExpired { .. }), "{error}");
+
+    let mut refused = replay_from_the_oldest(Position::TrimHorizon);
+    refused.machine.iterator = None;
+    let error = refused.fail(&failure(Kind::InvalidArgument)).expect_err("4 is gone");
+    assert!(matches!(error, Error::PositionExpired { .. }), "{error}");
+
+    let mut empty = replay_from_the_oldest(Position::TrimHorizon);
+    let error = (0..EMPTY_AT_TIP).find_map(|_| empty.answer(reply(&[], 0)).err());
+    assert!(matches!(error, Some(Error::RecordMissing { .. })), "{error:?}");
 }
