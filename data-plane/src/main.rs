@@ -6,11 +6,6 @@ use anyhow::Context as _;
 use millrace_common::{config, shutdown, telemetry};
 use millrace_data_plane::{app, config::Config};
 
-/// A worker takes and gives back buffers of megabytes all the time, from several threads. The system's allocator returns such pages
-/// at once and has new ones cleared; this one keeps them for a moment.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 /// What still runs at the end, such as a build, is waited for this long: its result is of no use.
 const LINGER: Duration = Duration::from_secs(2);
 
