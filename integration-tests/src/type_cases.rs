@@ -818,6 +818,11 @@ pub const TYPE_CASES: &[TypeCase] = &[
         ..NOTHING
     },
     TypeCase {
+        data_type: "Enum8('zero' = 0, 'n' = -1)",
+        same: &["\"zero\"", "\"n\"", "null", "-1", "1"],
+        ..NOTHING
+    },
+    TypeCase {
         data_type: "Enum16('x' = 1000, 'y' = 0)",
         same: &["\"x\"", "\"y\"", "1000", "0", "\"1000\"", "null", "\"z\""],
         stricter: &["66536"],

@@ -24,7 +24,7 @@ pub(crate) fn append(cursor: &mut Cursor<'_>, column: &mut Column) -> Attempt<()
 pub(super) fn append_here(cursor: &mut Cursor<'_>, column: &mut Column) -> Attempt<()> {
     if cursor.peek() == Some(b'n') {
         cursor.literal("null")?;
-        column.push_default();
+        column.push_null();
         return Ok(());
     }
     let (column, nulls) = match column {
@@ -213,7 +213,7 @@ fn append_named_tuple(cursor: &mut Cursor<'_>, tuple: &mut Tuple, names: &KeyTab
     }
     for (element, seen) in tuple.elements.iter_mut().zip(&tuple.seen) {
         if *seen != object {
-            element.push_default();
+            element.push_null();
         }
     }
     Ok(())

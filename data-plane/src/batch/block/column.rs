@@ -211,6 +211,16 @@ impl Column {
         }
     }
 
+    /// Appends what a `null` that was sent stands for. ClickHouse makes it of the column and not of its type, so that an
+    /// enum takes its value 0 if it has one.
+    pub(crate) fn push_null(&mut self) {
+        match self {
+            Column::Fixed(fixed) => fixed.scalar.append_null(&mut fixed.bytes),
+            Column::Tuple(tuple) => tuple.elements.iter_mut().for_each(Column::push_null),
+            other => other.push_default(),
+        }
+    }
+
     /// Cuts back to the first `rows` rows, as if the others had never been; also takes back what a failed decoding of
     /// one more row left behind.
     pub(crate) fn truncate(&mut self, rows: usize) {

@@ -120,6 +120,14 @@ impl Scalar {
             _ => out.resize(out.len() + self.width(), 0),
         }
     }
+
+    /// Appends the value that stands for `null`: zero, but in an enum that has none its default.
+    pub(crate) fn append_null(&self, out: &mut Vec<u8>) {
+        match self {
+            Scalar::Enum8(values) | Scalar::Enum16(values) if values.by_value(0).is_none() => self.append_default(out),
+            _ => out.resize(out.len() + self.width(), 0),
+        }
+    }
 }
 
 /// The names and values of an enum.
