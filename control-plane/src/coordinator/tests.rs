@@ -68,6 +68,7 @@ fn commit(worker: &Worker, pipe: &StoredPipe, batch: BatchId, slices: Vec<v1::Sl
         rejected_records: 1,
         records: 11,
         bytes: 1100,
+        revision: 0,
     }
 }
 

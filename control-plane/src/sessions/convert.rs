@@ -80,6 +80,8 @@ pub struct Commit {
     pub epochs: Vec<(ShardId, Epoch)>,
     /// What it covers, in numbers.
     pub counts: Counts,
+    /// The revision that it was decoded with; the current one if it was not told.
+    pub revision: Option<Revision>,
 }
 
 /// Reads a Hello.
@@ -338,6 +340,7 @@ pub fn commit(request: v1::CommitBatchRequest) -> Result<Commit, ApiError> {
             records: request.records,
             bytes: request.bytes,
         },
+        revision: Some(Revision(request.revision)).filter(|revision| revision.0 > 0),
     })
 }
 

@@ -3,7 +3,13 @@
 use std::{pin::Pin, sync::Arc, time::Duration};
 
 use futures::Stream;
-use millrace_common::{error::ApiError, fail_point, grpc::MAX_SESSION_MESSAGE_BYTES, ids::PipeUid, pipe::Delivery};
+use millrace_common::{
+    error::ApiError,
+    fail_point,
+    grpc::MAX_SESSION_MESSAGE_BYTES,
+    ids::{PipeUid, Revision},
+    pipe::Delivery,
+};
 use millrace_proto::worker::v1::{
     self,
     worker_service_server::{WorkerService, WorkerServiceServer},
@@ -71,7 +77,7 @@ impl Service {
             // Nobody prepared it: that is as it should be where records are delivered at least once, and nowhere else.
             Err(store::Error::Refused {
                 reason: Refusal::UnknownBatch { .. },
-            }) if self.is_at_least_once(commit.pipe).await? => {
+            }) if self.is_at_least_once(commit.pipe, commit.revision).await? => {
                 let convert::Commit {
                     worker,
                     pipe,
@@ -79,6 +85,7 @@ impl Service {
                     slices,
                     epochs,
                     counts,
+                    ..
                 } = commit;
                 self.store
                     .commit_unprepared(*pipe, worker, *batch, slices, epochs, *counts)
@@ -89,9 +96,22 @@ impl Service {
         }
     }
 
-    async fn is_at_least_once(&self, pipe: PipeUid) -> Result<bool, ApiError> {
-        let pipe = self.store.pipe_by_uid(pipe).await.map_err(refusal)?;
-        Ok(pipe.is_some_and(|pipe| pipe.spec.settings.delivery == Delivery::AtLeastOnce))
+    /// Whether batches of a revision need not be prepared. The pipe may be at another one by the time they are committed.
+    async fn is_at_least_once(&self, uid: PipeUid, revision: Option<Revision>) -> Result<bool, ApiError> {
+        let spec = match revision {
+            Some(revision) => self
+                .store
+                .revision(uid, revision)
+                .await
+                .map(|found| found.map(|(spec, _)| spec)),
+            None => self
+                .store
+                .pipe_by_uid(uid)
+                .await
+                .map(|found| found.map(|pipe| pipe.spec)),
+        };
+        let spec = spec.map_err(refusal)?;
+        Ok(spec.is_some_and(|spec| spec.settings.delivery == Delivery::AtLeastOnce))
     }
 }
 

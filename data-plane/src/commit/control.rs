@@ -121,6 +121,7 @@ impl ControlPlane for GrpcControlPlane {
             rejected_records: counts.rejected_records,
             records: counts.records,
             bytes: counts.bytes,
+            revision: claim.batch.revision.0,
         });
         Box::pin(self.call(async move |mut client| client.commit_batch(request).await))
     }

@@ -87,6 +87,7 @@ pub(super) async fn split(
         let (first, second) = halve(runs, records.div_ceil(2));
         vec![(first, terms.clone()), (second, terms)]
     };
+    let recipe_revision = recipe.revision();
     let build = move || -> Option<Vec<Built>> {
         let part = |(runs, terms)| {
             let job = Job {
@@ -110,8 +111,12 @@ pub(super) async fn split(
     };
     let parts = parts.ok_or_else(|| format!("batch {} could not be cut into parts with records", batch.id))?;
     let sizes: Vec<u64> = parts.iter().map(|part| part.batch.counts.records).collect();
-    let revision = parts.first().map(|part| part.batch.revision.0);
-    tracing::info!(batch = %batch.id, cause = ?refused.cause, ?sizes, revision, "others are put in its place");
+    if refused.cause == Cause::Table {
+        let revision = recipe_revision.0;
+        tracing::info!(batch = %batch.id, revision, ?sizes, "encoded anew for a newer revision");
+    } else {
+        tracing::info!(batch = %batch.id, cause = ?refused.cause, ?sizes, "cut into smaller ones");
+    }
     committer.replace(refused, parts).await.map(Split::Parts)
 }
 
