@@ -1,7 +1,7 @@
 # Millrace: everything a developer types. Each target installs what it needs (deploy/dev/tools.sh) and needs no root.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint fmt bench chaos clean-tools tools-demo tools-test fmt-check shell proto clippy build unit
+.PHONY: help demo test lint fmt bench chaos fuzz clean-tools tools-demo tools-test fmt-check shell proto clippy build unit
 
 # Outside the clone, so that several clones and a fresh one share what is built.
 export CARGO_TARGET_DIR ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/millrace/target
@@ -39,6 +39,22 @@ chaos: tools-test ## Random faults under load, then a count of every record (SEC
 	@$(STEP) 'Build' cargo build --locked --workspace --bins
 	@'$(CARGO_TARGET_DIR)/debug/millrace-chaos' $(if $(SECONDS),--seconds $(SECONDS)) \
 		$(if $(SEED),--seed $(SEED)) $(if $(RATE),--rate $(RATE))
+
+# Coverage counters are options of the stable compiler, so neither cargo-fuzz nor a nightly one is needed; with them,
+# `cargo fuzz run decode` in data-plane/ runs the same target. What is found new stays beside the build, not in the tree.
+FUZZ_HOST := $(shell rustc -vV 2>/dev/null | sed -n 's/^host: //p')
+FUZZ_DIR := $(CARGO_TARGET_DIR)/fuzz
+FUZZ_FLAGS := --cfg fuzzing -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
+	-Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table \
+	-Cllvm-args=-sanitizer-coverage-trace-compares -Cdebug-assertions -Coverflow-checks
+
+fuzz: tools-test ## Arbitrary bytes through the decoder (SECONDS=600)
+	@CARGO_TARGET_DIR='$(FUZZ_DIR)' RUSTFLAGS='$(FUZZ_FLAGS)' $(STEP) 'Build (fuzz)' cargo build --locked \
+		--manifest-path data-plane/fuzz/Cargo.toml --target $(FUZZ_HOST) --bin decode
+	@mkdir -p '$(FUZZ_DIR)/corpus/decode'
+	@'$(FUZZ_DIR)/$(FUZZ_HOST)/debug/decode' '$(FUZZ_DIR)/corpus/decode' data-plane/fuzz/corpus/decode \
+		-artifact_prefix='$(FUZZ_DIR)/' -max_total_time=$(or $(SECONDS),60) -max_len=4096 -timeout=20 \
+		-rss_limit_mb=2048 -print_final_stats=1
 
 clean-tools: ## Remove what deploy/dev/tools.sh installed
 	@$(TOOLS) clean

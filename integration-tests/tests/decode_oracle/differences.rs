@@ -45,18 +45,19 @@ fn in_a_variant(node: &Node<'_>) -> Option<&'static str> {
     any.then_some("what a plain column refuses, in a `Variant`")
 }
 
-/// Characters of a decimal past which ClickHouse's reader gives up on it, if it is one of several types.
-const LONG_DECIMAL: usize = 72;
-
-/// In a container of a `Variant` ClickHouse stops reading a decimal where its scale ends, and what follows is then no JSON.
-fn long_fraction(node: &Node<'_>) -> Option<&'static str> {
-    let DataType::Decimal { scale, .. } = &node.data_type else {
-        return None;
-    };
-    let bare = node.bare();
-    let (_, fraction) = bare.split_once('.')?;
-    (fraction.len() > usize::from(*scale) || bare.len() > LONG_DECIMAL)
-        .then_some("a decimal with a longer fraction, in a container of a `Variant`")
+/// Where it tries several types, ClickHouse reads some decimals within containers and not others, whatever their digits.
+fn decimal_or_negative_zero(node: &Node<'_>) -> Option<&'static str> {
+    match &node.data_type {
+        DataType::Decimal { .. } => Some("a decimal in a container of a `Variant`"),
+        // The odd values are texts, whose parts are no nodes.
+        DataType::Variant(_)
+            if node.text().starts_with(['[', '{']) && node.data_type.to_string().contains("Decimal") =>
+        {
+            Some("a decimal in a container of a `Variant`")
+        }
+        data_type if is_integer(data_type) && node.bare() == "-0" => Some("`-0` in an unsigned integer of a `Variant`"),
+        _ => None,
+    }
 }
 
 fn repeats_a_key(record: &Record) -> bool {
@@ -129,7 +130,9 @@ fn stricter_value(node: &Node<'_>, kind: RejectionKind) -> Option<&'static str> 
             wraps(&bare, 16).then_some("an enum value that wraps around")
         }
         (RejectionKind::TypeMismatch, DataType::Decimal { .. }) => {
-            let no_number = !bare.chars().any(|c| c.is_ascii_digit()) || bare.ends_with(['e', 'E', '+', '-']);
+            let no_number = !bare.chars().any(|c| c.is_ascii_digit())
+                || bare.ends_with(['e', 'E', '+', '-'])
+                || bare.matches('.').count() > 1;
             (node.is_string() && no_number).then_some("`\".\"` or `\"1e\"` in a decimal")
         }
         (RejectionKind::TypeMismatch, DataType::Ipv6) => {
@@ -220,11 +223,15 @@ pub(crate) fn wider(record: &Record, columns: &[Column]) -> Option<&'static str>
         let (text, bare) = (node.text(), node.bare());
         if node.maybe {
             // There is no wider spelling where ClickHouse's choice of type counts, but for this.
-            return long_fraction(node);
+            return decimal_or_negative_zero(node);
         }
         let is_number = bare.starts_with(|c: char| c.is_ascii_digit() || c == '-' || c == '+');
         match &node.data_type {
             DataType::String | DataType::Array(_) | DataType::Map(..) | DataType::Tuple(_) => None,
+            DataType::Variant(_) if decimal_or_negative_zero(node).is_some() => decimal_or_negative_zero(node),
+            DataType::Date | DataType::Date32 if bare == "-0" => {
+                Some("a whole number with a fraction or exponent in an integer")
+            }
             DataType::Dynamic { .. } if text.contains("{}") && text.contains('[') => {
                 Some("an empty object among other things in `Dynamic`")
             }
@@ -261,7 +268,8 @@ pub(crate) fn different(record: &Record, columns: &[Column], column: usize) -> O
     }
     here.find_map(|node| match &node.data_type {
         _ if node.maybe && in_a_variant(node).is_some() => in_a_variant(node),
-        _ if node.maybe && long_fraction(node).is_some() => long_fraction(node),
+        _ if node.maybe && decimal_or_negative_zero(node).is_some() => decimal_or_negative_zero(node),
+        DataType::Variant(_) if decimal_or_negative_zero(node).is_some() => decimal_or_negative_zero(node),
         DataType::Enum8(values) if no_value(node) && values.iter().all(|(_, value)| *value != 0) => {
             Some("`null` in an enum without the value 0")
         }
@@ -274,6 +282,9 @@ pub(crate) fn different(record: &Record, columns: &[Column], column: usize) -> O
         }
         DataType::Dynamic { .. } => {
             let text = node.text();
+            if text.contains("{}") && text.contains('[') {
+                return Some("an empty object among other things in `Dynamic`");
+            }
             let parts = || text.split(['"', ',', '[', ']', '{', '}', ':', ' ']);
             if parts().any(|part| no_such_date(part) || year(part).is_some_and(|year| !(1970..=2105).contains(&year))) {
                 return Some("dates that do not exist in `Dynamic`");

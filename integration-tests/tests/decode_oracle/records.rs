@@ -455,7 +455,7 @@ pub(crate) fn damaged(record: Record, random: &mut SmallRng) -> Record {
         11 => text = b"17".to_vec(),
         12 => text.clear(),
         13 => text = b" \r\n\t ".to_vec(),
-        14 => unknown(&mut text, &["[".repeat(1), "]".repeat(1)].concat()),
+        14 => unknown(&mut text, "[]"),
         15 => {
             let depth = [126, 127, 128, 600][random.random_range(0..4)];
             unknown(&mut text, &["[".repeat(depth), "]".repeat(depth)].concat());

@@ -140,9 +140,9 @@ impl<'a> Twins<'a> {
                 (Some(false), None, None) => Outcome::Refused,
                 _ => match self.alone(record).await? {
                     // Alone it is the same: then its neighbours made the difference, which nothing but types may.
-                    Outcome::Rows if !self.is_dynamic && !record.alone => Outcome::Different(format!(
-                        "only among others: ClickHouse {left:?}\n  Millrace   {right:?}"
-                    )),
+                    Outcome::Rows if !self.is_dynamic && left.is_some() && right.is_some() => Outcome::Different(
+                        format!("only among others: ClickHouse {left:?}\n  Millrace   {right:?}"),
+                    ),
                     outcome => outcome,
                 },
             });
