@@ -3,12 +3,7 @@
 //! Resource names (`projects/{project}/pipes/{pipe}`) are what users see; a [`PipeUid`] is what the planes and the
 //! database speak of, because a pipe that is deleted and created again under its name is another pipe.
 
-use std::{
-    cmp::Ordering,
-    fmt,
-    hash::{Hash, Hasher},
-    str::FromStr,
-};
+use std::{cmp::Ordering, fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 use ulid::Ulid;
@@ -312,63 +307,52 @@ impl fmt::Display for ShardId {
 
 string_serde!(ShardId);
 
-/// Kinesis sequence number: a decimal number of up to 129 digits, kept as text without leading zeros and ordered as
-/// a number. It passes `u128`, and as text `9` would come after `10`.
-#[derive(Clone, Serialize, Deserialize)]
+/// Kinesis sequence number: a decimal number of up to 129 digits, kept as text and ordered as a number. It passes `u128`,
+/// and as text `9` would come after `10`.
+#[derive(Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
-pub struct SequenceNumber(Digits);
+pub struct SequenceNumber(Box<[u8]>);
 
-/// A number of the usual length is part of its record, of which there are thousands in a page.
-#[derive(Clone)]
-enum Digits {
-    Usual { length: u8, digits: [u8; USUAL_DIGITS] },
-    Long(Box<[u8]>),
-}
-
-/// Digits of numbers that are kept in place: Kinesis' own have 56.
-const USUAL_DIGITS: usize = 62;
 /// Most digits of a number that the API of Kinesis takes.
 const MOST_DIGITS: usize = 129;
 
 impl SequenceNumber {
-    /// The number, if these are digits.
+    /// Whether these are the digits of a sequence number.
+    pub fn is_valid(digits: &[u8]) -> bool {
+        (1..=MOST_DIGITS).contains(&digits.len()) && digits.iter().all(u8::is_ascii_digit)
+    }
+
+    /// The number with these digits, if they are that.
     pub fn from_digits(digits: &[u8]) -> Option<Self> {
-        let valid = (1..=MOST_DIGITS).contains(&digits.len()) && digits.iter().all(u8::is_ascii_digit);
-        if !valid {
-            return None;
-        }
-        let mut usual = [0; USUAL_DIGITS];
-        Some(Self(match usual.get_mut(..digits.len()) {
-            Some(place) => {
-                place.copy_from_slice(digits);
-                Digits::Usual {
-                    length: digits.len() as u8,
-                    digits: usual,
-                }
-            }
-            None => Digits::Long(digits.into()),
-        }))
+        Self::is_valid(digits).then(|| Self(digits.into()))
     }
 
     /// The digits as Kinesis gave them.
     pub fn as_bytes(&self) -> &[u8] {
-        match &self.0 {
-            Digits::Usual { length, digits } => &digits[..usize::from(*length)],
-            Digits::Long(digits) => digits,
-        }
+        &self.0
     }
 
     /// The same as text.
     pub fn as_str(&self) -> &str {
-        std::str::from_utf8(self.as_bytes()).unwrap_or_default()
+        std::str::from_utf8(&self.0).unwrap_or_default()
     }
 
-    /// How many zeros the digits begin with; the last digit is not one of them.
-    fn zeros(&self) -> usize {
-        let digits = self.as_bytes();
-        let zeros = digits.iter().take_while(|digit| **digit == b'0').count();
-        zeros.min(digits.len() - 1)
+    /// The order of the numbers with these digits.
+    pub fn compare(left: &[u8], right: &[u8]) -> Ordering {
+        let (left_zeros, right_zeros) = (zeros(left), zeros(right));
+        let (a, b) = (&left[left_zeros..], &right[right_zeros..]);
+        // Equal numbers with other zeros still get an order, so that `Ord` agrees with `Eq`.
+        a.len()
+            .cmp(&b.len())
+            .then_with(|| a.cmp(b))
+            .then_with(|| left_zeros.cmp(&right_zeros))
     }
+}
+
+/// How many zeros the digits begin with; the last digit is not one of them.
+fn zeros(digits: &[u8]) -> usize {
+    let zeros = digits.iter().take_while(|digit| **digit == b'0').count();
+    zeros.min(digits.len().saturating_sub(1))
 }
 
 impl FromStr for SequenceNumber {
@@ -381,20 +365,6 @@ impl FromStr for SequenceNumber {
     }
 }
 
-impl PartialEq for SequenceNumber {
-    fn eq(&self, other: &Self) -> bool {
-        self.as_bytes() == other.as_bytes()
-    }
-}
-
-impl Eq for SequenceNumber {}
-
-impl Hash for SequenceNumber {
-    fn hash<H: Hasher>(&self, state: &mut H) {
-        self.as_bytes().hash(state);
-    }
-}
-
 impl PartialOrd for SequenceNumber {
     fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
         Some(self.cmp(other))
@@ -403,13 +373,7 @@ impl PartialOrd for SequenceNumber {
 
 impl Ord for SequenceNumber {
     fn cmp(&self, other: &Self) -> Ordering {
-        let (zeros, other_zeros) = (self.zeros(), other.zeros());
-        let (a, b) = (&self.as_bytes()[zeros..], &other.as_bytes()[other_zeros..]);
-        // Equal numbers with other zeros still get an order, so that `Ord` agrees with `Eq`.
-        a.len()
-            .cmp(&b.len())
-            .then_with(|| a.cmp(b))
-            .then_with(|| zeros.cmp(&other_zeros))
+        Self::compare(&self.0, &other.0)
     }
 }
 

@@ -245,11 +245,11 @@ fn has_large_number(record: &[u8]) -> bool {
 }
 
 const META: RecordMeta<'static> = RecordMeta {
-    partition_key: "key",
+    partition_key: b"key",
     arrival_millis: 1_700_000_000_123,
     stream: "events",
     shard_id: "shardId-000000000000",
-    sequence_number: "49590338271490256608559692538361571095921575989136588898",
+    sequence_number: b"49590338271490256608559692538361571095921575989136588898",
     sub_sequence_number: 0,
 };
 

@@ -180,7 +180,7 @@ async fn rejected_records_arrive_in_the_error_table() -> Result<()> {
             value,
             arrival_millis: 1_760_000_000_123,
             shard: &shard,
-            sequence_number: &number,
+            sequence_number: number.as_bytes(),
             sub_sequence_number: at as u64,
         });
     }

@@ -218,14 +218,14 @@ async fn trim_horizon_reads_all_pages_in_order() -> Result<()> {
     ensure!(
         records
             .windows(2)
-            .all(|two| two[0].sequence_number < two[1].sequence_number)
+            .all(|two| two[0].sequence_number() < two[1].sequence_number())
     );
     // What comes later is read as well, and the lag says when the reader is at the tip.
     bed.put(25_000..25_010, 100)?;
     ensure!(numbers(&reading.records(10).await?) == (25_000..25_010).collect::<Vec<_>>());
     let page = reading.page().await?.context("a page")?;
     ensure!(page.records.is_empty() && page.lag == Some(Duration::ZERO), "{page:?}");
-    ensure!(page.last > records.last().map(|record| record.sequence_number.clone()));
+    ensure!(page.last > records.last().map(Record::sequence_number));
     ensure!(
         reading.counters.read_by_sdk.load(Ordering::Relaxed) == 0,
         "a scan gave up"
@@ -656,8 +656,8 @@ async fn an_emulator_that_is_not_ours_is_read_to_the_end_of_a_shard() -> Result<
     let end = pages.last().and_then(|page| page.end.clone()).context("an end")?;
     ensure!(end.children.len() == 2, "{end:?}");
 
-    let after = Position::After(records[4].sequence_number.clone());
-    let until = records[11].sequence_number.clone();
+    let after = Position::After(records[4].sequence_number());
+    let until = records[11].sequence_number();
     let options = ReaderOptions::new(identity, shard_id(0).parse()?, after).until(until);
     let mut reading = Reading::start(client, options, Budget::new(64 * MIB), 4);
     let (pages, end) = reading.rest().await?;

@@ -134,7 +134,7 @@ impl Bench {
             arrival_millis: record.arrival_millis,
             stream,
             shard_id: shard.as_str(),
-            sequence_number: record.sequence_number.as_bytes(),
+            sequence_number: record.digits(),
             sub_sequence_number: WHOLE_RECORD,
         };
         if let Err(rejection) = self.decoder.decode(record.data(), &meta, &mut self.rows) {
@@ -157,7 +157,7 @@ impl Bench {
             value: record.data(),
             arrival_millis: record.arrival_millis,
             shard,
-            sequence_number: &record.sequence_number,
+            sequence_number: record.digits(),
             sub_sequence_number: WHOLE_RECORD,
         });
     }
@@ -191,6 +191,7 @@ impl Filling {
     fn fill(&mut self, run: &mut Run) -> Option<SequenceNumber> {
         let mut to = None;
         while let Some(page) = run.pages.front_mut().filter(|_| !self.is_full) {
+            let mut taken = None;
             self.permits.push(Arc::clone(&page.permit));
             while !self.is_full
                 && let Some(record) = page.records.next()
@@ -198,8 +199,9 @@ impl Filling {
                 let stream = &self.recipe.spec.source.stream.name;
                 self.bench.take(stream, &run.shard, &record, &self.terms);
                 self.count(record.data().len());
-                to = Some(record.sequence_number);
+                taken = Some(record);
             }
+            to = taken.map(|record| record.sequence_number()).or(to);
             if page.records.len() == 0 {
                 to = Some(page.last.clone());
                 run.pages.pop_front();
@@ -233,7 +235,7 @@ fn first(run: &Run) -> Option<SequenceNumber> {
         return None;
     }
     let mut records = run.pages.iter().flat_map(|page| page.records.as_slice());
-    records.next().map(|record| record.sequence_number.clone())
+    records.next().map(Record::sequence_number)
 }
 
 /// Makes one batch.

@@ -166,7 +166,7 @@ mod tests {
     }
 
     fn page(budget: &Arc<Budget>, of: u8, numbers: &[u64]) -> Page {
-        let record = |n: &u64| Record::new(number(*n), "k", 0, &[b'x'; 10]);
+        let record = |n: &u64| Record::new(&number(*n), "k", 0, &[b'x'; 10]);
         let permit = budget
             .acquire(numbers.len() * 10)
             .now_or_never()
@@ -218,7 +218,7 @@ mod tests {
         let runs = queue.take(|_| Some(Position::TrimHorizon));
         let numbers = |run: &Run| -> Vec<String> {
             let records = run.pages.iter().flat_map(|page| page.records.as_slice());
-            records.map(|record| record.sequence_number.to_string()).collect()
+            records.map(|record| record.sequence_number().to_string()).collect()
         };
         assert_eq!(
             (numbers(&runs[0]), numbers(&runs[1])),

@@ -189,7 +189,7 @@ async fn read_all<'a>(
     };
     let turns = &Budget::new(reserve);
     let reads = readers.into_iter().map(|(slice, reader)| async move {
-        let run = read(reader, slice, turns, &means.budget, faults, part).await;
+        let run = Box::pin(read(reader, slice, turns, &means.budget, faults, part)).await;
         run.map_err(|error| (slice, error))
     });
     let mut runs = try_join_all(reads).await?;

@@ -146,7 +146,7 @@ fn halve(runs: Vec<Run>, mut count: usize) -> (Vec<Run>, Vec<Run>) {
             } = page;
             let head: Vec<_> = records.by_ref().take(count).collect();
             count = 0;
-            if let Some(cut) = head.last().map(|record| record.sequence_number.clone()) {
+            if let Some(cut) = head.last().map(|record| record.sequence_number()) {
                 end = Some(cut.clone());
                 taken.push_back(Pending {
                     records: head.into_iter(),
@@ -193,7 +193,7 @@ mod tests {
         let mut page = |records: u64| {
             let numbers = next + 1..=next + records;
             next += records;
-            let record = |n: u64| Record::new(n.to_string().parse().expect("a number"), "", 0, b"");
+            let record = |n: u64| Record::new(&n.to_string().parse().expect("a number"), "", 0, b"");
             Pending {
                 records: numbers.map(record).collect::<Vec<_>>().into_iter(),
                 last: next.to_string().parse().expect("a number"),
@@ -228,7 +228,7 @@ mod tests {
                     prop_assert_eq!(&run.from, &end);
                     for record in run.pages.iter().flat_map(|page| page.records.as_slice()) {
                         seen += 1;
-                        prop_assert_eq!(record.sequence_number.as_str(), seen.to_string());
+                        prop_assert_eq!(record.sequence_number().to_string(), seen.to_string());
                     }
                     end = Position::After(run.pages.back().expect("a page").last.clone());
                 }

@@ -340,7 +340,7 @@ impl World {
     }
 
     fn page(&self, of: u8, numbers: std::ops::RangeInclusive<u64>, end: bool) -> Page {
-        let record = |n: u64| Record::new(number(n), "k", 0, format!(r#"{{"id":{n}}}"#).as_bytes());
+        let record = |n: u64| Record::new(&number(n), "k", 0, format!(r#"{{"id":{n}}}"#).as_bytes());
         let child = ChildShard {
             id: shard(9),
             parents: vec![shard(of)],
@@ -488,7 +488,7 @@ async fn the_same_bytes_and_token_until_it_works_and_errors_first() {
     // The error table is missing at first, then the server is too busy for the rows twice.
     world.clickhouse.codes.lock().extend([60, 60]);
     let mut page = world.page(0, 1..=3, false);
-    page.records[1] = Record::new(number(2), "k", 0, b"{");
+    page.records[1] = Record::new(&number(2), "k", 0, b"{");
     world.lane.on_page(&shard(0), page);
     world
         .until("a fault is shown", |world| {

@@ -14,31 +14,47 @@ pub(crate) const RECORD_OVERHEAD: usize = 256;
 /// One Kinesis record.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Record {
-    /// Its number in the shard.
-    pub sequence_number: SequenceNumber,
     /// When Kinesis took it, in milliseconds since the epoch; 0 where Kinesis did not say.
     pub arrival_millis: i64,
-    /// Its payload and then its key: a slice of what its page was read from.
+    /// Its payload, its key and the digits of its number, one after the other: a slice of what its page was read from.
     bytes: Bytes,
-    /// Length of the payload.
+    /// Where the payload ends.
     payload: usize,
+    /// Where the key ends.
+    key: usize,
 }
 
 impl Record {
     /// A record of its own memory.
-    pub fn new(sequence_number: SequenceNumber, partition_key: &str, arrival_millis: i64, data: &[u8]) -> Self {
-        let bytes = [data, partition_key.as_bytes()].concat().into();
-        Self::in_page(sequence_number, arrival_millis, bytes, data.len())
+    pub fn new(sequence_number: &SequenceNumber, partition_key: &str, arrival_millis: i64, data: &[u8]) -> Self {
+        let bytes = [data, partition_key.as_bytes(), sequence_number.as_bytes()].concat();
+        Self::in_page(
+            arrival_millis,
+            bytes.into(),
+            data.len(),
+            data.len() + partition_key.len(),
+        )
     }
 
-    /// A record whose payload is the first `payload` of these bytes, and its key, as UTF-8, the others.
-    pub(super) fn in_page(sequence_number: SequenceNumber, arrival_millis: i64, bytes: Bytes, payload: usize) -> Self {
+    /// A record in these bytes: its payload, from `payload` on its key as UTF-8, from `key` on the digits of its number, which are
+    /// [valid](SequenceNumber::is_valid).
+    pub(super) fn in_page(arrival_millis: i64, bytes: Bytes, payload: usize, key: usize) -> Self {
         Self {
-            sequence_number,
             arrival_millis,
-            payload: payload.min(bytes.len()),
             bytes,
+            payload,
+            key,
         }
+    }
+
+    /// Its number in the shard.
+    pub fn sequence_number(&self) -> SequenceNumber {
+        SequenceNumber::from_digits(self.digits()).expect("they were looked at before the record was made")
+    }
+
+    /// The digits of its number.
+    pub fn digits(&self) -> &[u8] {
+        &self.bytes[self.key..]
     }
 
     /// Its payload.
@@ -48,7 +64,7 @@ impl Record {
 
     /// Its partition key, which is UTF-8.
     pub fn partition_key(&self) -> &[u8] {
-        &self.bytes[self.payload..]
+        &self.bytes[self.payload..self.key]
     }
 
     /// What the record costs of a [`super::Budget`].

@@ -77,7 +77,7 @@ fn record(shard: u8, n: usize) -> Record {
         ),
     };
     Record::new(
-        number(n),
+        &number(n),
         &format!("key-{n}"),
         1_700_000_000_000 + n as i64,
         data.as_bytes(),

@@ -5,7 +5,7 @@
 
 use millrace_common::{
     clickhouse::ERROR_TABLE_COLUMNS,
-    ids::{BatchId, SequenceNumber, ShardId},
+    ids::{BatchId, ShardId},
 };
 use ulid::Ulid;
 
@@ -37,8 +37,8 @@ pub struct Rejected<'a> {
     pub arrival_millis: i64,
     /// Shard.
     pub shard: &'a ShardId,
-    /// Sequence number.
-    pub sequence_number: &'a SequenceNumber,
+    /// Sequence number, in digits.
+    pub sequence_number: &'a [u8],
     /// Which of an aggregated or multi-line record.
     pub sub_sequence_number: u64,
 }
@@ -101,7 +101,7 @@ impl ErrorBlock {
         self.record_times
             .extend_from_slice(&rejected.arrival_millis.to_le_bytes());
         self.shards.push(rejected.shard.as_str());
-        put_text(&mut self.numbers, rejected.sequence_number.as_str());
+        put_bytes(&mut self.numbers, rejected.sequence_number);
         self.sub_numbers
             .extend_from_slice(&rejected.sub_sequence_number.to_le_bytes());
         put_text(&mut self.paths, rejected.field_path);
@@ -241,6 +241,8 @@ fn put_text(out: &mut Vec<u8>, text: &str) {
 
 #[cfg(test)]
 mod tests {
+    use millrace_common::ids::SequenceNumber;
+
     use super::*;
 
     fn block(records: &[(&str, &[u8])]) -> ErrorBlock {
@@ -258,7 +260,7 @@ mod tests {
                 value,
                 arrival_millis: 1_760_000_000_123,
                 shard: &shard,
-                sequence_number: &number,
+                sequence_number: number.as_bytes(),
                 sub_sequence_number: 7,
             });
         }
@@ -323,7 +325,7 @@ mod tests {
             value: b"",
             arrival_millis: 0,
             shard: &shard,
-            sequence_number: &number,
+            sequence_number: number.as_bytes(),
             sub_sequence_number: 0,
         });
         assert!(text.len() <= MAX_MESSAGE_BYTES + 3 && text.ends_with('…'));

@@ -42,31 +42,32 @@ pub(super) fn fresh(
         reached_until: false,
     };
     for record in records {
-        let number = &record.sequence_number;
-        if position.is_some_and(|position| number <= position) {
+        let number = record.digits();
+        let compare = |other: &SequenceNumber| SequenceNumber::compare(number, other.as_bytes());
+        if position.is_some_and(|position| compare(position).is_le()) {
             fresh.duplicates += 1;
             continue;
         }
-        if let Some(last) = fresh.records.last().map(|last: &Record| &last.sequence_number)
-            && number <= last
+        if let Some(last) = fresh.records.last()
+            && SequenceNumber::compare(number, last.digits()).is_le()
         {
             if fresh
                 .records
-                .binary_search_by(|kept| kept.sequence_number.cmp(number))
+                .binary_search_by(|kept: &Record| SequenceNumber::compare(kept.digits(), number))
                 .is_ok()
             {
                 fresh.duplicates += 1;
                 continue;
             }
             return Err(Problem::Disorder {
-                record: number.clone(),
-                after: last.clone(),
+                record: record.sequence_number(),
+                after: last.sequence_number(),
             });
         }
-        if until.is_some_and(|until| number > until) {
-            return Err(Problem::Beyond(record.sequence_number));
+        if until.is_some_and(|until| compare(until).is_gt()) {
+            return Err(Problem::Beyond(record.sequence_number()));
         }
-        fresh.reached_until = until == Some(number);
+        fresh.reached_until = until.is_some_and(|until| until.as_bytes() == number);
         fresh.records.push(record);
         if fresh.reached_until {
             break;
@@ -124,7 +125,7 @@ mod tests {
     }
 
     fn records(numbers: &[&str]) -> Vec<Record> {
-        let record = |text: &&str| Record::new(number(text), "k", 0, b"");
+        let record = |text: &&str| Record::new(&number(text), "k", 0, b"");
         numbers.iter().map(record).collect()
     }
 
@@ -138,7 +139,7 @@ mod tests {
         let numbers = fresh
             .records
             .iter()
-            .map(|record| record.sequence_number.to_string())
+            .map(|record| record.sequence_number().to_string())
             .collect();
         Ok((numbers, fresh.duplicates, fresh.reached_until))
     }

@@ -214,7 +214,7 @@ fn record(record: SdkRecord) -> Result<Record, String> {
     let arrival = record.approximate_arrival_timestamp.and_then(|time| millis(&time));
     let key = record.partition_key.unwrap_or_default();
     Ok(Record::new(
-        sequence_number,
+        &sequence_number,
         &key,
         arrival.unwrap_or_default(),
         record.data.as_ref(),

@@ -404,7 +404,7 @@ impl Machine {
         self.at_tip = at_tip;
         self.iterator = reply.next_iterator;
         if let Some(last) = fresh.records.last() {
-            self.position = Position::After(last.sequence_number.clone());
+            self.position = Position::After(last.sequence_number());
             if let Some(arrival) = arrival(last) {
                 self.complete_until = self.complete_until.max(Some(arrival));
             }
@@ -456,14 +456,14 @@ impl Machine {
         let first = reply.records.first();
         let behind = reply.millis_behind.is_some_and(|millis| millis > 0);
         match (first, self.first().or(self.position.sequence_number())) {
-            (Some(first), Some(number)) if first.sequence_number <= *number => {
+            (Some(first), Some(number)) if first.sequence_number() <= *number => {
                 self.asked = Asked::Plainly;
                 Ok(())
             }
             (Some(first), _) => {
                 let message = format!(
                     "record {} comes next, and others may have come before it",
-                    first.sequence_number
+                    first.sequence_number()
                 );
                 Err(self.expired(&message, arrival(first), false))
             }

@@ -77,11 +77,11 @@ impl Seen {
 
 /// What is known of a record before its page is whole.
 struct Head {
-    sequence_number: SequenceNumber,
     arrival_millis: i64,
-    /// Length of its payload.
+    /// Where its payload ends, and its key, from the record's first byte on.
     payload: usize,
-    /// Where its key ends in the page, and the next record begins.
+    key: usize,
+    /// Where it ends in the page, and the next record begins.
     end: usize,
 }
 
@@ -243,7 +243,7 @@ impl<'a> Scanner<'a> {
     }
 
     fn records(&mut self) -> Option<Vec<Record>> {
-        // All payloads and keys are in one buffer, which cannot be longer than what is left of the body.
+        // All payloads, keys and numbers are in one buffer.
         let mut page = Vec::with_capacity((self.body.len() - self.at) / 4 * 3);
         let mut heads = Vec::new();
         self.array(|scanner| {
@@ -255,12 +255,12 @@ impl<'a> Scanner<'a> {
         let record = |head: Head| {
             let bytes = page.slice(from..head.end);
             from = head.end;
-            Record::in_page(head.sequence_number, head.arrival_millis, bytes, head.payload)
+            Record::in_page(head.arrival_millis, bytes, head.payload, head.key)
         };
         Some(heads.into_iter().map(record).collect())
     }
 
-    /// A record; its payload and then its key are appended to `page`.
+    /// A record; its payload, its key and its number are appended to `page`.
     fn record(&mut self, page: &mut Vec<u8>) -> Option<Head> {
         let mut seen = Seen::default();
         let start = page.len();
@@ -269,7 +269,8 @@ impl<'a> Scanner<'a> {
             match key {
                 b"SequenceNumber" => {
                     seen.first(0)?;
-                    sequence_number = Some(SequenceNumber::from_digits(scanner.plain()?)?);
+                    let digits = scanner.plain()?;
+                    sequence_number = SequenceNumber::is_valid(digits).then_some(digits);
                 }
                 b"Data" => {
                     seen.first(1)?;
@@ -298,10 +299,12 @@ impl<'a> Scanner<'a> {
         }
         let payload = page.len() - start;
         page.extend_from_slice(partition_key?.as_bytes());
+        let key = page.len() - start;
+        page.extend_from_slice(sequence_number?);
         Some(Head {
-            sequence_number: sequence_number?,
             arrival_millis,
             payload,
+            key,
             end: page.len(),
         })
     }

@@ -168,7 +168,7 @@ fn measure(shape: &Shape, rounds: usize) -> anyhow::Result<()> {
                     let meta = RecordMeta {
                         partition_key: record.partition_key(),
                         arrival_millis: record.arrival_millis,
-                        sequence_number: record.sequence_number.as_bytes(),
+                        sequence_number: record.digits(),
                         ..meta
                     };
                     decoder

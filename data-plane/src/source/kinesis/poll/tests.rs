@@ -23,7 +23,7 @@ fn after(value: u64) -> Position {
 }
 
 fn reply(numbers: &[u64], millis_behind: i64) -> Reply {
-    let record = |value: &u64| Record::new(number(*value), "key", 0, &[b'x'; 10]);
+    let record = |value: &u64| Record::new(&number(*value), "key", 0, &[b'x'; 10]);
     Reply {
         records: numbers.iter().map(record).collect(),
         next_iterator: Some("next".to_owned()),
@@ -359,7 +359,7 @@ fn a_call_asks_for_as_many_records_as_a_page_holds() {
             .sequence_number()
             .map_or(0, |number| number.as_str().parse().unwrap());
         reply.records = (from + 1..from + 3)
-            .map(|n| Record::new(number(n), "key", 0, &vec![b'x'; payload]))
+            .map(|n| Record::new(&number(n), "key", 0, &vec![b'x'; payload]))
             .collect();
         bed.accepted(reply);
         limit
@@ -799,7 +799,7 @@ mod properties {
                     }
                 };
                 match bed.machine.on_records(started, bed.now, answer).unwrap() {
-                    Ok(accepted) => seen.extend(accepted.records.iter().map(|r| r.sequence_number.clone())),
+                    Ok(accepted) => seen.extend(accepted.records.iter().map(Record::sequence_number)),
                     Err(failure) => bed.fail(&failure).unwrap(),
                 }
             }
