@@ -203,16 +203,22 @@ impl Decoder {
     #[inline(always)]
     fn next_key(&mut self, cursor: &mut Cursor<'_>, place: usize, surprises: &mut usize) -> Attempt<Found> {
         if self.unordered > 0 {
-            if let Some(key) = cursor.short_key(&self.plan.keys) {
+            if let Some(key) = cursor.short_key(&self.plan.short_keys) {
                 return Ok(self.found[key as usize]);
             }
-        } else if let Some((pattern, found)) = self.predicted.get(place) {
-            if cursor.eat_key(pattern) {
-                return Ok(*found);
-            }
-            *surprises += 1;
+            return self.look_up_key(cursor, place);
         }
-        self.look_up_key(cursor, place)
+        let Some((pattern, expected)) = self.predicted.get(place) else {
+            return self.look_up_key(cursor, place);
+        };
+        if cursor.eat_key(pattern) {
+            return Ok(*expected);
+        }
+        let expected = expected.key;
+        let found = self.look_up_key(cursor, place)?;
+        // It may only be written otherwise, with a space before its colon.
+        *surprises += usize::from(found.key != expected);
+        Ok(found)
     }
 
     /// The same for a key that was not expected.

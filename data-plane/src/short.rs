@@ -18,6 +18,13 @@ impl Short {
         Some(Short(text as u64, (text >> 64) as u64 | (length as u64) << 56))
     }
 
+    /// This text, if it is short.
+    pub(crate) fn of_text(text: &[u8]) -> Option<Short> {
+        let mut wide = [0; 16];
+        wide.get_mut(..text.len())?.copy_from_slice(text);
+        Short::of(text.len(), &wide)
+    }
+
     /// A number whose lower bits differ for texts that differ, more often than not. Whoever chooses the texts gains no more than
     /// a full table could cost: tables of them are bounded.
     #[inline(always)]
@@ -39,9 +46,11 @@ mod tests {
         let shorts: Vec<Short> = (0..16).filter_map(|length| Short::of(length, &wide)).collect();
         assert_eq!(shorts.len(), 16);
         assert_eq!(Short::of(16, &wide), None);
+        assert_eq!(Short::of_text(&wide), None);
         for (length, short) in shorts.iter().enumerate() {
             wide[length..].fill(0);
             assert_eq!(Short::of(length, &wide), Some(*short), "what follows does not matter");
+            assert_eq!(Short::of_text(&wide[..length]), Some(*short));
             wide = *b"abcdefghijklmnop";
         }
         let distinct: HashSet<(u64, u64)> = shorts.iter().map(|short| (short.0, short.1)).collect();

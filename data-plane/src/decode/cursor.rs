@@ -10,7 +10,7 @@
 use std::borrow::Cow;
 
 use super::{
-    keys::{KeyTable, Pattern},
+    keys::{Pattern, ShortKeys},
     lanes::{first_special, leading_digits},
     reject::{Attempt, Fail, RejectionKind},
 };
@@ -207,14 +207,14 @@ impl<'a> Cursor<'a> {
     /// If a key of at most 15 bytes without escapes stands at the cursor, its colon after it, and it is one of these, goes past
     /// both, to the start of the value.
     #[inline(always)]
-    pub(super) fn short_key(&mut self, keys: &KeyTable) -> Option<u32> {
+    pub(super) fn short_key(&mut self, keys: &ShortKeys) -> Option<u32> {
         let (quote, rest) = self.rest().split_first()?;
         let wide = rest.first_chunk::<32>()?;
         let length = first_special(wide);
         if *quote != b'"' || wide.get(length..length + 2)? != b"\":" {
             return None;
         }
-        let key = keys.find_short(Short::of(length, wide.first_chunk()?)?)?;
+        let key = keys.find(Short::of(length, wide.first_chunk()?)?)?;
         self.position += length + 3;
         self.skip_space();
         Some(key)

@@ -115,11 +115,11 @@ fn object_shape(cursor: &mut Cursor<'_>) -> Attempt<Result<Shape, TooLarge>> {
         let Ok(field) = shape(cursor)? else {
             return Ok(Err(TooLarge));
         };
-        // A key that stands twice is refused when the value is read into its type.
-        if let Err(place) = fields.binary_search_by(|(known, _)| known.as_str().cmp(&key)) {
-            fields.insert(place, (key, field));
-        }
+        fields.push((key, field));
         if !cursor.next_item(b'}')? {
+            // A key that stands twice is refused when the value is read into its type.
+            fields.sort_by(|(left, _), (right, _)| left.cmp(right));
+            fields.dedup_by(|(later, _), (first, _)| later == first);
             return Ok(Ok(Shape::Object(fields)));
         }
     }

@@ -4,11 +4,12 @@
 //! colon and all, sixteen bytes at a time; only what is something else is searched for.
 
 use hashbrown::HashTable;
+use xxhash_rust::xxh3::xxh3_64;
 
 use super::lanes::{LANES, Lanes};
 use crate::short::Short;
 
-/// Longest key, with its quotes and colon, that is compared in one go; longer ones are looked up.
+/// Longest key, with its quotes and colon, that is predicted; longer ones are looked up.
 const PATTERN_BYTES: usize = 3 * LANES;
 
 /// A key as it usually stands in a record: `"key":`.
@@ -96,7 +97,12 @@ pub(crate) struct KeyTable {
     names: Vec<Box<[u8]>>,
     patterns: Vec<Pattern>,
     table: HashTable<u32>,
-    /// Short names once more, each at or after its place; at least three of four places are empty.
+}
+
+/// The short ones among the keys of a mapping, to be found at once.
+#[derive(Debug)]
+pub(crate) struct ShortKeys {
+    /// Each name at or after its place; at least three of four places are empty.
     places: Vec<(Short, u32)>,
 }
 
@@ -109,7 +115,6 @@ impl KeyTable {
         let number = self.names.len() as u32;
         self.names.push(name.into());
         self.patterns.push(Pattern::of(name));
-        self.place_short_names();
         let names = &self.names;
         self.table
             .insert_unique(hash(name), number, |number| hash(&names[*number as usize]));
@@ -125,9 +130,45 @@ impl KeyTable {
             .copied()
     }
 
-    /// The same for a short name.
+    /// The name of a key.
+    pub(super) fn name(&self, number: usize) -> &[u8] {
+        &self.names[number]
+    }
+
+    /// What a key looks like in a record; `None` past the last one.
+    #[inline]
+    pub(super) fn pattern(&self, number: usize) -> Option<&Pattern> {
+        self.patterns.get(number)
+    }
+}
+
+impl ShortKeys {
+    /// Those of these keys.
+    pub(super) fn of(keys: &KeyTable) -> ShortKeys {
+        let places = 4 * keys.names.len().next_power_of_two();
+        let mut short_keys = ShortKeys {
+            places: vec![(Short::NONE, 0); places],
+        };
+        for (name, number) in keys.names.iter().zip(0..) {
+            if let Some(short) = Short::of_text(name) {
+                short_keys.enter(short, number);
+            }
+        }
+        short_keys
+    }
+
+    fn enter(&mut self, name: Short, number: u32) {
+        let mask = self.places.len() - 1;
+        let mut place = name.hash() & mask;
+        while self.places[place].0 != Short::NONE {
+            place = (place + 1) & mask;
+        }
+        self.places[place] = (name, number);
+    }
+
+    /// The number of this key, if there is one.
     #[inline(always)]
-    pub(super) fn find_short(&self, name: Short) -> Option<u32> {
+    pub(super) fn find(&self, name: Short) -> Option<u32> {
         let mask = self.places.len().wrapping_sub(1);
         let mut place = name.hash();
         loop {
@@ -141,43 +182,14 @@ impl KeyTable {
             place += 1;
         }
     }
-
-    fn place_short_names(&mut self) {
-        self.places.clear();
-        self.places
-            .resize(4 * self.names.len().next_power_of_two(), (Short::NONE, 0));
-        let mask = self.places.len() - 1;
-        for (name, number) in self.names.iter().zip(0..) {
-            let mut wide = [0; 16];
-            if name.len() > wide.len() {
-                continue;
-            }
-            wide[..name.len()].copy_from_slice(name);
-            if let Some(short) = Short::of(name.len(), &wide) {
-                let mut place = short.hash() & mask;
-                while self.places[place].0 != Short::NONE {
-                    place = (place + 1) & mask;
-                }
-                self.places[place] = (short, number);
-            }
-        }
-    }
-
-    /// The name of a key.
-    pub(super) fn name(&self, number: usize) -> &[u8] {
-        &self.names[number]
-    }
-
-    /// What a key looks like in a record; `None` past the last one.
-    #[inline]
-    pub(super) fn pattern(&self, number: usize) -> Option<&Pattern> {
-        self.patterns.get(number)
-    }
 }
 
-/// Its ends and its length tell the keys of a record apart. Names come from a mapping, whose author gains nothing by collisions.
+/// Two words tell most names apart; of longer ones all counts, because in a `Dynamic` column it is the record that names them.
 #[inline]
 fn hash(name: &[u8]) -> u64 {
+    if name.len() > LANES {
+        return xxh3_64(name);
+    }
     let (head, tail) = match (name.first_chunk::<8>(), name.last_chunk::<8>()) {
         (Some(head), Some(tail)) => (u64::from_le_bytes(*head), u64::from_le_bytes(*tail)),
         _ => {
@@ -226,16 +238,17 @@ mod tests {
             assert_eq!(table.enter(name.as_bytes()), number as u32);
             assert_eq!(table.enter(name.as_bytes()), number as u32);
         }
+        let short_keys = ShortKeys::of(&table);
         for (number, name) in names.iter().enumerate() {
             assert_eq!(table.find(name.as_bytes()), Some(number as u32));
             let mut wide = [b'x'; 16];
             if name.len() < wide.len() {
                 wide[..name.len()].copy_from_slice(name.as_bytes());
                 let short = Short::of(name.len(), &wide).unwrap();
-                assert_eq!(table.find_short(short), Some(number as u32));
+                assert_eq!(short_keys.find(short), Some(number as u32));
                 wide[..name.len()].fill(b'-');
                 let unknown = Short::of(name.len(), &wide).unwrap();
-                assert_eq!(table.find_short(unknown), None);
+                assert_eq!(short_keys.find(unknown), None);
             }
         }
     }

@@ -6,12 +6,12 @@
 /// Bytes in [`Lanes`].
 pub(crate) const LANES: usize = 16;
 
-#[cfg(target_feature = "sse2")]
+#[cfg(all(target_arch = "x86_64", target_feature = "sse2"))]
 pub(crate) use sse2::Lanes;
-#[cfg(not(target_feature = "sse2"))]
+#[cfg(not(all(target_arch = "x86_64", target_feature = "sse2")))]
 pub(crate) use words::Lanes;
 
-#[cfg(target_feature = "sse2")]
+#[cfg(all(target_arch = "x86_64", target_feature = "sse2"))]
 #[allow(unsafe_code, reason = "the only way to vector instructions")]
 mod sse2 {
     use std::arch::x86_64::{
@@ -78,7 +78,7 @@ mod sse2 {
     }
 }
 
-#[cfg(any(test, not(target_feature = "sse2")))]
+#[cfg(any(test, not(all(target_arch = "x86_64", target_feature = "sse2"))))]
 mod words {
     use super::LANES;
 

@@ -8,7 +8,10 @@ use millrace_common::clickhouse::DataType;
 use crate::batch::block::zone::Zone;
 use crate::batch::block::{BlockColumn, BlockError};
 
-use super::{keys::KeyTable, virtual_columns};
+use super::{
+    keys::{KeyTable, ShortKeys},
+    virtual_columns,
+};
 
 /// A value that does not come from the record's JSON.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -142,6 +145,7 @@ pub struct Plan {
     without_row_default: Vec<String>,
     /// The keys that are looked for at the top of a record, and what each is for.
     pub(super) keys: KeyTable,
+    pub(super) short_keys: ShortKeys,
     pub(super) uses: Vec<KeyUse>,
     /// The columns that come from the record's JSON.
     pub(super) json_columns: Vec<usize>,
@@ -202,6 +206,7 @@ impl Plan {
             names: Vec::with_capacity(columns.len()),
             without_row_default: Vec::new(),
             keys: KeyTable::default(),
+            short_keys: ShortKeys::of(&KeyTable::default()),
             uses: Vec::new(),
             json_columns: Vec::new(),
             paths: Vec::new(),
@@ -211,6 +216,7 @@ impl Plan {
         for column in columns {
             plan.add(column, &zone)?;
         }
+        plan.short_keys = ShortKeys::of(&plan.keys);
         Ok(plan)
     }
 

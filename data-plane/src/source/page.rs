@@ -8,7 +8,7 @@ use millrace_common::ids::{SequenceNumber, ShardId};
 
 use super::Permit;
 
-/// What a record costs in memory beside its payload and key: its struct, and what is kept of it while it is decoded.
+/// What a record costs in memory beside its payload and key: its number, its struct, and what is kept of it while it is decoded.
 pub(crate) const RECORD_OVERHEAD: usize = 256;
 
 /// One Kinesis record.

@@ -55,6 +55,19 @@ impl Recent {
         self.places[place ^ 1] = std::mem::replace(&mut self.places[place], (short, index));
     }
 
+    /// Forgets a text, given as a column writes it: its length, one byte where it is short, and itself.
+    fn remove(&mut self, written: &[u8]) {
+        let Some(short) = written.get(1..).and_then(Short::of_text) else {
+            return;
+        };
+        let place = self.place(short);
+        for place in [place, place ^ 1] {
+            if let Some(known) = self.places.get_mut(place).filter(|(known, _)| *known == short) {
+                *known = (Short::NONE, 0);
+            }
+        }
+    }
+
     fn forget(&mut self) {
         self.places.fill((Short::NONE, 0));
     }
@@ -171,9 +184,6 @@ impl Dictionary {
         // A decoding that failed may have left a value without its row.
         self.values.truncate(self.starts.len());
         self.indexes.truncate(rows);
-        if self.first_rows.last().is_some_and(|first| *first >= rows) {
-            self.recent.forget();
-        }
         while self.starts.len() > 1 && self.first_rows.last().is_some_and(|first| *first >= rows) {
             let index = (self.starts.len() - 1) as u32;
             let start = self.starts[index as usize];
@@ -181,6 +191,7 @@ impl Dictionary {
             if let Ok(entry) = self.table.find_entry(hash, |candidate| *candidate == index) {
                 entry.remove();
             }
+            self.recent.remove(&self.values.flat_bytes()[start..]);
             self.starts.pop();
             self.first_rows.pop();
             self.values.truncate(self.starts.len());

@@ -113,6 +113,7 @@ async fn take(mut response: HttpResponse) -> Result<HttpResponse, ConnectorError
         .await
         .map_err(|error| ConnectorError::io(error.into()))?;
     let mut body = spare_body();
+    body.reserve_exact(frames.remaining());
     while frames.has_remaining() {
         body.extend_from_slice(frames.chunk());
         frames.advance(frames.chunk().len());
