@@ -8,6 +8,7 @@
 
 pub mod ids;
 pub mod pipe;
+pub mod json_pointer;
 pub mod reason;
 pub mod position;
 pub mod batch;

@@ -22,6 +22,9 @@ pub struct PipeSpec {
     pub destination: Destination,
     /// Which source field fills which column; empty: each column from the key of its name.
     pub field_mappings: Vec<FieldMapping>,
+    /// How records become rows.
+    #[serde(default, skip_serializing_if = "Decoding::is_default")]
+    pub decoding: Decoding,
     /// Number of workers that the shards may spread over.
     pub replicas: u32,
     /// Batching and delivery.
@@ -134,13 +137,52 @@ pub struct Column {
     pub data_type: String,
 }
 
-/// Fills one column from one source field.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+/// Fills one column from one source field, or with a constant.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct FieldMapping {
-    /// JSON key, dotted path or virtual column.
+    /// JSON key, dotted path, JSON pointer or virtual column; empty for a constant.
     pub source_field: String,
     /// Column.
     pub destination_field: String,
+    /// A JSON value for all rows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub constant: Option<String>,
+    /// Refuse records in which the value is null or missing.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub required: bool,
+}
+
+/// How records become rows.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Decoding {
+    /// Keys that no column is for.
+    #[serde(default)]
+    pub on_unknown_field: UnknownFieldPolicy,
+    /// Columns are also filled from objects inside the record, by the keys that lead to a value with this between them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub flatten_separator: Option<String>,
+}
+
+impl Decoding {
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// What becomes of keys that no column is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum UnknownFieldPolicy {
+    /// They are left out.
+    #[default]
+    Ignore,
+    /// The record is refused.
+    Reject,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde calls it so")]
+fn is_false(value: &bool) -> bool {
+    !value
 }
 
 /// Batching and delivery.
@@ -248,7 +290,7 @@ pub struct StreamIdentity {
 }
 
 /// One column to fill.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct MappedColumn {
     /// Column name.
     pub name: String,
@@ -256,8 +298,14 @@ pub struct MappedColumn {
     pub data_type: String,
     /// The column has a DEFAULT expression.
     pub has_default: bool,
-    /// JSON key, dotted path or virtual column.
+    /// JSON key, dotted path, JSON pointer or virtual column; empty for a constant.
     pub source_field: String,
+    /// A JSON value for all rows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub constant: Option<String>,
+    /// Refuse records in which the value is null or missing.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub required: bool,
 }
 
 impl fmt::Display for Delivery {

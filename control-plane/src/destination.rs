@@ -11,6 +11,7 @@
 //! - errors of ClickHouse are told apart by their number.
 
 mod client;
+mod constants;
 mod ddl;
 mod error;
 mod guarantee;
@@ -136,6 +137,7 @@ async fn prepare(server: &Server, spec: &PipeSpec, mode: Mode) -> Result<Prepare
     schema::check_database(server, destination).await?;
     let table = table(server, destination, mode).await?;
     let columns = mapping::resolve(spec, &table.columns)?;
+    constants::check(server, spec, &columns).await?;
     let error_table = error_table(server, destination, mode).await?;
     if table.exists {
         let names: Vec<&str> = columns.iter().map(|column| column.name.as_str()).collect();

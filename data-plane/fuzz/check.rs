@@ -160,18 +160,23 @@ impl<'a> Bench<'a> {
     }
 
     fn decode(&mut self, record: &'a [u8]) {
-        let before = native(&self.block);
-        let verdict = self.decoder.decode(record, &META, &mut self.block);
+        let (before, rows) = (native(&self.block), self.block.rows());
+        let refused = decode(&mut self.decoder, record, &mut self.block);
         let after = native(&self.block);
         assert_eq!(after.len(), self.block.encoded_bytes(), "the size was foretold wrongly");
-        match &verdict {
-            Ok(()) => self.accepted.push(record),
-            Err(rejection) => assert!(before == after, "a rejected record left a trace: {rejection}"),
+        if refused.is_empty() {
+            self.accepted.push(record);
+        } else {
+            self.block.truncate(rows);
+            assert!(
+                before == native(&self.block),
+                "a refused document left a trace: {refused:?}"
+            );
         }
         let mut fresh = Block::new(self.plan);
-        let again = Decoder::new(self.plan.clone()).decode(record, &META, &mut fresh);
-        assert_eq!(verdict, again, "the verdict depends on the records before");
-        grammar(record, verdict.as_ref().err());
+        let again = decode(&mut Decoder::new(self.plan.clone()), record, &mut fresh);
+        assert_eq!(refused, again, "the verdict depends on the records before");
+        grammar(record, &refused);
     }
 
     /// A block is a function of the records that are its rows.
@@ -179,8 +184,8 @@ impl<'a> Bench<'a> {
         let mut block = Block::new(self.plan);
         let mut decoder = Decoder::new(self.plan.clone());
         for record in &self.accepted {
-            let verdict = decoder.decode(record, &META, &mut block);
-            assert_eq!(verdict, Ok(()), "the verdict depends on the records before");
+            let refused = decode(&mut decoder, record, &mut block);
+            assert_eq!(refused, [], "the verdict depends on the records before");
         }
         assert!(
             native(&block) == native(&self.block),
@@ -189,39 +194,95 @@ impl<'a> Bench<'a> {
     }
 }
 
+/// What is refused of a record: rejection, text, and place. Every document is a row or in it, and nothing is in it twice.
+fn decode<'a>(decoder: &mut Decoder, record: &'a [u8], block: &mut Block) -> Vec<(Rejection, &'a [u8], u64)> {
+    let (mut refused, rows) = (Vec::new(), block.rows());
+    let documents = decoder.decode(record, &META, block, &mut |part| {
+        refused.push((part.rejection, part.text, part.sub_sequence_number));
+    });
+    assert_eq!(
+        block.rows() - rows + refused.len(),
+        documents as usize,
+        "documents got lost"
+    );
+    let bytes: usize = refused.iter().map(|(_, text, _)| text.len()).sum();
+    assert!(bytes <= 2 * record.len(), "more is refused than was there");
+    refused
+}
+
 /// What two other parsers say to the record must agree with the verdict.
-fn grammar(record: &[u8], rejection: Option<&Rejection>) {
+fn grammar(record: &[u8], refused: &[(Rejection, &[u8], u64)]) {
     let is_object = serde_json::from_slice::<serde::de::IgnoredAny>(record).is_ok()
         && record.trim_ascii_start().first() == Some(&b'{');
-    match rejection.map(|rejection| rejection.kind) {
-        Some(RejectionKind::MalformedJson) => assert!(
-            !is_object || may_have_lone_surrogate(record),
-            "a JSON object was called malformed: {rejection:?}"
-        ),
-        Some(RejectionKind::EmptyRecord) => assert!(record.trim_ascii().is_empty(), "not empty: {rejection:?}"),
-        Some(RejectionKind::InvalidUtf8) => assert!(std::str::from_utf8(record).is_err(), "UTF-8: {rejection:?}"),
-        Some(RejectionKind::TooDeep) => assert!(
-            record.iter().filter(|byte| matches!(byte, b'[' | b'{')).count() > MAX_DEPTH,
-            "not deep: {rejection:?}"
-        ),
-        _ => {
-            assert!(
-                is_object,
-                "serde_json refuses what the decoder takes for JSON: {rejection:?}"
-            );
-            assert!(
-                std::str::from_utf8(record).is_ok(),
-                "bytes that are not UTF-8 were taken"
-            );
-            if !has_large_number(record) && !may_have_lone_surrogate(record) {
-                let parsed = simd_json::to_tape(&mut record.to_vec()).map(|_| ());
-                assert!(
-                    parsed.is_ok(),
-                    "simd-json refuses what the decoder takes for JSON: {parsed:?}"
-                );
+    let mut is_json = true;
+    for (rejection, text, _) in refused {
+        match rejection.kind {
+            RejectionKind::MalformedJson => assert!(
+                !is_object || may_have_lone_surrogate(record),
+                "a JSON object was called malformed: {rejection:?}"
+            ),
+            RejectionKind::EmptyRecord => {
+                let is_space = |byte: &u8| byte.is_ascii_whitespace() || matches!(byte, b'[' | b']');
+                assert!(text.iter().all(is_space), "not empty: {rejection:?}");
             }
+            RejectionKind::InvalidUtf8 => assert!(std::str::from_utf8(record).is_err(), "UTF-8: {rejection:?}"),
+            RejectionKind::TooDeep => assert!(
+                record.iter().filter(|byte| matches!(byte, b'[' | b'{')).count() > MAX_DEPTH,
+                "not deep: {rejection:?}"
+            ),
+            _ => continue,
+        }
+        is_json = false;
+    }
+    if !is_json {
+        return;
+    }
+    assert!(
+        std::str::from_utf8(record).is_ok(),
+        "bytes that are not UTF-8 were taken"
+    );
+    let documents = documents(record);
+    assert!(
+        documents.is_some(),
+        "serde_json refuses what the decoder takes for JSON: {refused:?}"
+    );
+    for document in documents.unwrap_or_default() {
+        if !has_large_number(document) && !may_have_lone_surrogate(document) {
+            let parsed = simd_json::to_tape(&mut document.to_vec()).map(|_| ());
+            assert!(
+                parsed.is_ok(),
+                "simd-json refuses what the decoder takes for JSON: {parsed:?}"
+            );
         }
     }
+}
+
+/// The documents of a record as serde_json finds them; `None` if there is something else in it.
+fn documents(record: &[u8]) -> Option<Vec<&[u8]>> {
+    let (mut documents, mut rest, mut in_array) = (Vec::new(), record.trim_ascii_start(), false);
+    while let Some(first) = rest.first() {
+        match first {
+            b'{' => {
+                let mut values = serde_json::Deserializer::from_slice(rest).into_iter::<serde::de::IgnoredAny>();
+                values.next()?.ok()?;
+                let (document, after) = rest.split_at(values.byte_offset());
+                documents.push(document);
+                rest = after.trim_ascii_start();
+                rest = rest.strip_prefix(b",").unwrap_or(rest);
+            }
+            b'[' if !in_array => {
+                in_array = true;
+                rest = &rest[1..];
+            }
+            b']' if in_array => {
+                in_array = false;
+                rest = &rest[1..];
+            }
+            _ => return None,
+        }
+        rest = rest.trim_ascii_start();
+    }
+    Some(documents)
 }
 
 /// Levels of nesting that the decoder takes.
@@ -271,6 +332,7 @@ fn plan(table: &[(&str, &str)]) -> Plan {
         data_type: data_type.parse::<DataType>().expect("a type of the list"),
         has_default: name.ends_with('='),
         source: FieldSource::Key(name.trim_end_matches('=').to_owned()),
+        required: false,
     });
     Plan::compile(columns.collect()).expect("a table of the list")
 }

@@ -56,6 +56,7 @@ async fn open_batches_come_first_and_as_they_were_recorded() -> anyhow::Result<(
     let mapping = |(column, field): (&str, &str)| api::FieldMapping {
         source_field: field.to_owned(),
         destination_field: column.to_owned(),
+        ..Default::default()
     };
     let mappings = [
         ("id", "id"),

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use anyhow::{Context as _, Result, ensure};
 use millrace_common::clickhouse::DataType;
 use millrace_data_plane::batch::block::Block;
-use millrace_data_plane::decode::{Decoder, FieldSource, MappedColumn, Plan, RecordMeta, VirtualColumn};
+use millrace_data_plane::decode::{Decoder, FieldSource, MappedColumn, Options, Plan, RecordMeta, VirtualColumn};
 use millrace_data_plane::sink::clickhouse::native::compress_lz4;
 use millrace_integration_tests::clickhouse::{ClickHouse, Request};
 use millrace_integration_tests::type_cases::{MALFORMED, TYPE_CASES, TypeCase};
@@ -80,10 +80,15 @@ impl<'a> Bench<'a> {
                 data_type,
                 has_default: default_kind == "DEFAULT",
                 source,
+                required: false,
             })
         });
         let zone = clickhouse.query("SELECT serverTimezone()").await?;
-        let plan = Arc::new(Plan::compile_in_zone(columns.collect::<Result<_>>()?, zone.trim())?);
+        let options = Options {
+            time_zone: zone.trim().to_owned(),
+            ..Options::default()
+        };
+        let plan = Arc::new(Plan::compile_with(columns.collect::<Result<_>>()?, &options)?);
         Ok(Bench {
             clickhouse,
             database,
@@ -112,7 +117,7 @@ impl<'a> Bench<'a> {
     /// What we say to one record.
     fn decode(&mut self, record: &str) -> Option<String> {
         self.decoder
-            .decode(record.as_bytes(), &META, &mut self.block)
+            .decode_whole(record.as_bytes(), &META, &mut self.block)
             .err()
             .map(|rejection| rejection.to_string())
     }
@@ -457,6 +462,41 @@ async fn flattened_nested_columns_keep_one_length() -> Result<()> {
     bench.insert_block().await?;
     let expressions = "`n.a`, `n.b`";
     assert_eq!(bench.rows("b", expressions).await?, bench.rows("a", expressions).await?);
+    Ok(())
+}
+
+/// What `FORMAT JSONEachRow` takes for several rows is several documents, and what it refuses is not a row of each of them.
+#[tokio::test]
+async fn documents_are_the_rows_that_clickhouse_finds() -> Result<()> {
+    let clickhouse = ClickHouse::shared().await;
+    let mut bench = Bench::new(clickhouse, &[("id", "UInt32", None), ("a", "String", None)]).await?;
+    let between = ["", "\n", ",", " , ", "\r\n\r\n", ",,", ";", ":"];
+    let around = [
+        ("", ""),
+        ("[", "]"),
+        (" [ ", " ] "),
+        ("[", ""),
+        ("", "]"),
+        ("", ","),
+        ("[", ",]"),
+        (",", ""),
+    ];
+    let mut id = 0;
+    for separator in between {
+        for (open, close) in around {
+            let documents: Vec<String> = (id..id + 3).map(|id| format!("{{\"id\":{id},\"a\":\"x\"}}")).collect();
+            id += 3;
+            let record = format!("{open}{}{close}", documents.join(separator));
+            let theirs = bench.insert_json(&record).await?;
+            let ours = bench.decode(&record);
+            ensure!(
+                theirs.is_none() == ours.is_none(),
+                "{record}\n  ClickHouse: {theirs:?}\n  Millrace: {ours:?}"
+            );
+        }
+    }
+    bench.insert_block().await?;
+    assert_eq!(bench.rows("b", "a").await?, bench.rows("a", "a").await?);
     Ok(())
 }
 

@@ -6,6 +6,7 @@
 //! Invariant: `spec(output::specification(spec)) == spec`, so that what a user reads can be written back.
 
 mod destination;
+mod mapping;
 pub mod names;
 pub mod output;
 pub mod partition_by;
@@ -58,9 +59,11 @@ pub fn spec(pipe: &proto::Pipe, context: Context<'_>, violations: &mut Violation
     annotations(pipe, violations);
     let source = source::source(pipe.source.as_ref(), context, violations);
     let destination = destination::destination(pipe.destination.as_ref(), context, violations);
-    let field_mappings = destination::field_mappings(&pipe.field_mappings, destination.as_ref(), violations);
+    let field_mappings = mapping::field_mappings(&pipe.field_mappings, destination.as_ref(), violations);
     let replicas = replicas(pipe.scaling.unwrap_or_default().replicas, violations);
     let settings = settings::settings(pipe.settings.unwrap_or_default(), violations);
+    let decoding = pipe.decoding.clone().unwrap_or_default();
+    let decoding = mapping::decoding(&decoding, !pipe.field_mappings.is_empty(), violations);
     if !before || !violations.is_empty() {
         return None;
     }
@@ -70,6 +73,7 @@ pub fn spec(pipe: &proto::Pipe, context: Context<'_>, violations: &mut Violation
         source: source?,
         destination: destination?,
         field_mappings,
+        decoding,
         replicas,
         settings,
     })

@@ -12,12 +12,13 @@ use prost_types::FieldMask;
 use super::convert::quoted;
 
 /// Fields of a pipe that users write.
-const WRITABLE: [&str; 8] = [
+const WRITABLE: [&str; 9] = [
     "display_name",
     "annotations",
     "source",
     "destination",
     "field_mappings",
+    "decoding",
     "scaling",
     "settings",
     "desired_state",

@@ -211,5 +211,6 @@ fn must_look(old: &PipeSpec, new: &PipeSpec) -> bool {
     old.source != new.source
         || old.destination != new.destination
         || old.field_mappings != new.field_mappings
+        || old.decoding != new.decoding
         || old.settings.delivery != new.settings.delivery
 }

@@ -1,9 +1,12 @@
 //! Which columns a pipe fills, and from where. Pure.
 
+use std::borrow::Cow;
+
 use millrace_common::{
     clickhouse::DataType,
     error::FieldViolation,
-    pipe::{MappedColumn, PipeSpec},
+    json_pointer::JsonPointer,
+    pipe::{FieldMapping, MappedColumn, PipeSpec},
     reason,
 };
 
@@ -14,8 +17,7 @@ use super::{
 
 /// A column to fill, and the field of the pipe that asks for it.
 struct Wanted<'a> {
-    column: &'a str,
-    source_field: &'a str,
+    mapping: Cow<'a, FieldMapping>,
     asked_by: String,
 }
 
@@ -38,15 +40,17 @@ pub(super) fn resolve(spec: &PipeSpec, table: &[TableColumn]) -> Result<Vec<Mapp
 fn wanted<'a>(spec: &'a PipeSpec, table: &'a [TableColumn]) -> Vec<Wanted<'a>> {
     if !spec.field_mappings.is_empty() {
         let mapped = spec.field_mappings.iter().enumerate().map(|(index, mapping)| Wanted {
-            column: &mapping.destination_field,
-            source_field: &mapping.source_field,
+            mapping: Cow::Borrowed(mapping),
             asked_by: format!("pipe.field_mappings[{index}].destination_field"),
         });
         return mapped.collect();
     }
-    let by_name = |name: &'a str, asked_by: String| Wanted {
-        column: name,
-        source_field: name,
+    let by_name = |name: &str, asked_by: String| Wanted {
+        mapping: Cow::Owned(FieldMapping {
+            source_field: key(name),
+            destination_field: name.to_owned(),
+            ..FieldMapping::default()
+        }),
         asked_by,
     };
     if !spec.destination.columns.is_empty() {
@@ -63,15 +67,24 @@ fn wanted<'a>(spec: &'a PipeSpec, table: &'a [TableColumn]) -> Vec<Wanted<'a>> {
         .collect()
 }
 
+/// The key of this name, as a source field says it: what begins with a slash would be a pointer.
+fn key(name: &str) -> String {
+    if name.starts_with('/') {
+        JsonPointer::to_key(name).to_string()
+    } else {
+        name.to_owned()
+    }
+}
+
 fn resolve_one(wanted: &Wanted<'_>, table: &[TableColumn], problems: &mut Problems) -> Option<MappedColumn> {
-    let Some(found) = table.iter().find(|column| column.name == wanted.column) else {
-        let nearly = table
-            .iter()
-            .find(|column| column.name.eq_ignore_ascii_case(wanted.column));
+    let mapping = &wanted.mapping;
+    let column = &mapping.destination_field;
+    let Some(found) = table.iter().find(|found| found.name == *column) else {
+        let nearly = table.iter().find(|found| found.name.eq_ignore_ascii_case(column));
         let hint = nearly
             .map(|column| format!("; did you mean {:?}?", column.name))
             .unwrap_or_default();
-        let what = format!("the table has no column {:?}{hint}", wanted.column);
+        let what = format!("the table has no column {column:?}{hint}");
         problems.add(reason::DESTINATION_COLUMN_NOT_FOUND, &wanted.asked_by, what);
         return None;
     };
@@ -97,7 +110,9 @@ fn resolve_one(wanted: &Wanted<'_>, table: &[TableColumn], problems: &mut Proble
         name: found.name.clone(),
         data_type: found.data_type.clone(),
         has_default: found.default_kind == "DEFAULT",
-        source_field: wanted.source_field.to_owned(),
+        source_field: mapping.source_field.clone(),
+        constant: mapping.constant.clone(),
+        required: mapping.required,
     })
 }
 
@@ -179,6 +194,7 @@ mod tests {
         let mapping = |(source, target): &(&str, &str)| FieldMapping {
             source_field: (*source).into(),
             destination_field: (*target).into(),
+            ..FieldMapping::default()
         };
         PipeSpec {
             display_name: String::new(),
@@ -201,6 +217,7 @@ mod tests {
                 columns: columns.iter().map(column).collect(),
             },
             field_mappings: mappings.iter().map(mapping).collect(),
+            decoding: Default::default(),
             replicas: 1,
             settings: Settings::default(),
         }

@@ -80,6 +80,18 @@ impl<'a> Cursor<'a> {
         self.position = position;
     }
 
+    /// Goes to where another document starts, whatever became of the one before.
+    pub(super) fn restart(&mut self, position: usize) {
+        self.position = position;
+        self.depth = 0;
+        self.exact = false;
+    }
+
+    /// What stands between a place and the cursor.
+    pub(super) fn since(&self, start: usize) -> &'a [u8] {
+        self.bytes.get(start..self.position).unwrap_or_default()
+    }
+
     pub(crate) fn depth(&self) -> u32 {
         self.depth
     }

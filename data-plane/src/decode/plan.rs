@@ -1,16 +1,20 @@
 //! What to decode: from the mapping of a pipe to something that a decoder can follow without looking anything up twice.
 
+use std::collections::HashSet;
 use std::fmt;
 use std::str::FromStr;
 
 use millrace_common::clickhouse::DataType;
+use millrace_common::json_pointer::JsonPointer;
+use millrace_common::pipe::UnknownFieldPolicy;
 
 use crate::batch::block::zone::Zone;
 use crate::batch::block::{BlockColumn, BlockError};
 
 use super::{
+    cursor::Cursor,
     keys::{KeyTable, ShortKeys},
-    virtual_columns,
+    value, virtual_columns,
 };
 
 /// A value that does not come from the record's JSON.
@@ -24,17 +28,19 @@ pub enum VirtualColumn {
     Stream,
     /// `_sequence_number`: of the Kinesis record, as text.
     SequenceNumber,
-    /// `_raw_message`: the record's bytes.
+    /// `_raw_message`: the record's bytes; of a record of several documents, the document's.
     RawMessage,
     /// `_shard_id`.
     ShardId,
-    /// `_sub_sequence_number`: place of the message within its Kinesis record, from 0.
+    /// `_sub_sequence_number`: place of the document within its Kinesis record, from 0.
     SubSequenceNumber,
+    /// `_unmapped`: an object of the keys that no column is for, with their values as they stand in the record.
+    Unmapped,
 }
 
 impl VirtualColumn {
     /// All of them.
-    pub const ALL: [VirtualColumn; 7] = [
+    pub const ALL: [VirtualColumn; 8] = [
         VirtualColumn::Key,
         VirtualColumn::Timestamp,
         VirtualColumn::Stream,
@@ -42,6 +48,7 @@ impl VirtualColumn {
         VirtualColumn::RawMessage,
         VirtualColumn::ShardId,
         VirtualColumn::SubSequenceNumber,
+        VirtualColumn::Unmapped,
     ];
 
     /// The name that a mapping uses.
@@ -54,6 +61,7 @@ impl VirtualColumn {
             VirtualColumn::RawMessage => "_raw_message",
             VirtualColumn::ShardId => "_shard_id",
             VirtualColumn::SubSequenceNumber => "_sub_sequence_number",
+            VirtualColumn::Unmapped => "_unmapped",
         }
     }
 }
@@ -85,8 +93,12 @@ pub enum FieldSource {
     /// A key of the record's JSON object; where the object has no such key, the keys between its dots, one inside the
     /// other.
     Key(String),
+    /// The value that a JSON Pointer leads to.
+    Pointer(JsonPointer),
     /// Something about the record.
     Virtual(VirtualColumn),
+    /// A JSON value, the same in every row.
+    Constant(String),
 }
 
 /// One column of the destination and its source.
@@ -100,6 +112,29 @@ pub struct MappedColumn {
     pub has_default: bool,
     /// Where the value comes from.
     pub source: FieldSource,
+    /// Refuse documents in which the value is null or missing.
+    pub required: bool,
+}
+
+/// What else decides how records become rows.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Time zone (IANA name) of texts without an offset, in columns that name none.
+    pub time_zone: String,
+    /// Keys that no column is for.
+    pub on_unknown_field: UnknownFieldPolicy,
+    /// Fill columns from objects inside the record, by the keys that lead to a value with this between them.
+    pub flatten_separator: Option<String>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Options {
+            time_zone: "UTC".to_owned(),
+            on_unknown_field: UnknownFieldPolicy::Ignore,
+            flatten_separator: None,
+        }
+    }
 }
 
 /// Why a mapping cannot be followed. Each is for the user to repair.
@@ -119,6 +154,30 @@ pub enum PlanError {
     UnknownZone {
         /// The zone as given.
         zone: String,
+    },
+    /// A constant does not fit its column.
+    #[error("column `{column}` of type {data_type}: the constant {constant} cannot be its value: {why}")]
+    Constant {
+        /// The column.
+        column: String,
+        /// Its type.
+        data_type: String,
+        /// The constant.
+        constant: String,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// The source can have no null, or is always there.
+    #[error("column `{column}`: what is always there cannot be required; leave `required` out")]
+    AlwaysThere {
+        /// The column.
+        column: String,
+    },
+    /// A pointer into a record whose objects are flattened.
+    #[error("column `{column}`: a JSON pointer does not go together with flattening; leave one of the two out")]
+    FlatPointer {
+        /// The column.
+        column: String,
     },
     /// The type cannot be decoded into.
     #[error(transparent)]
@@ -150,9 +209,47 @@ pub struct Plan {
     /// The columns that come from the record's JSON.
     pub(super) json_columns: Vec<usize>,
     /// Columns by where in an object their value is, for those whose key is not at the top.
-    pub(super) paths: Vec<DottedPath>,
+    pub(super) paths: Vec<Path>,
     pub(super) virtuals: Vec<(usize, VirtualColumn)>,
+    /// Columns with one value for all rows, and its JSON.
+    pub(super) constants: Vec<(usize, Box<[u8]>)>,
+    /// Columns that take what no other column is for.
+    pub(super) captures: Vec<usize>,
+    /// What is done with that.
+    pub(super) unmapped: Unmapped,
+    pub(super) flat: Option<Flat>,
+    /// By column: the name of its source, if it must have a value.
+    pub(super) required: Vec<Option<Box<str>>>,
     pub(super) nested: Vec<NestedGroup>,
+}
+
+/// What is done with a key that no column is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Unmapped {
+    Skip,
+    Keep,
+    Refuse,
+}
+
+/// Objects in a record are part of its row.
+#[derive(Debug)]
+pub(super) struct Flat {
+    pub(super) separator: String,
+    /// The names, up to a separator, that columns' names begin with.
+    prefixes: HashSet<Box<[u8]>>,
+}
+
+impl Flat {
+    /// Whether a column's name goes on after this one.
+    pub(super) fn leads_on(&self, name: &[u8]) -> bool {
+        self.prefixes.contains(name)
+    }
+
+    fn enter(&mut self, name: &str) {
+        for (end, _) in name.match_indices(&*self.separator) {
+            self.prefixes.insert(name.as_bytes()[..end].into());
+        }
+    }
 }
 
 /// What a key of a record's object is for.
@@ -164,22 +261,21 @@ pub(super) struct KeyUse {
     pub(super) paths: Vec<usize>,
 }
 
-impl KeyUse {
-    /// The one column that the key is for, if it is for nothing else.
-    pub(super) fn only_column(&self) -> Option<u32> {
-        match (&*self.columns, &*self.paths) {
-            ([column], []) => Some(*column as u32),
-            _ => None,
-        }
-    }
-}
-
 /// A column that is found by keys inside each other.
 #[derive(Debug)]
-pub(super) struct DottedPath {
+pub(super) struct Path {
     pub(super) column: usize,
-    /// The keys after the first.
-    pub(super) rest: Vec<Box<[u8]>>,
+    /// The steps after the first.
+    pub(super) rest: Vec<Step>,
+}
+
+/// A step into a value.
+#[derive(Debug)]
+pub(super) struct Step {
+    /// Into an object.
+    pub(super) key: Box<[u8]>,
+    /// Into an array; `None`: it does not lead into one.
+    pub(super) index: Option<usize>,
 }
 
 /// The columns of one flattened `Nested` structure: in one row their arrays have one length.
@@ -190,17 +286,22 @@ pub(super) struct NestedGroup {
 }
 
 impl Plan {
-    /// Compiles a mapping. Texts without an offset, in columns without a time zone, are read as UTC.
+    /// Compiles a mapping with default [`Options`].
     pub fn compile(columns: Vec<MappedColumn>) -> Result<Plan, PlanError> {
-        Plan::compile_in_zone(columns, "UTC")
+        Plan::compile_with(columns, &Options::default())
     }
 
-    /// As [`compile`](Self::compile), with the zone of the destination server for columns that name none.
-    pub fn compile_in_zone(columns: Vec<MappedColumn>, zone: &str) -> Result<Plan, PlanError> {
+    /// Compiles a mapping.
+    pub fn compile_with(columns: Vec<MappedColumn>, options: &Options) -> Result<Plan, PlanError> {
         if columns.is_empty() {
             return Err(PlanError::NoColumns);
         }
-        let zone = Zone::named(zone).ok_or_else(|| PlanError::UnknownZone { zone: zone.to_owned() })?;
+        let name = &options.time_zone;
+        let zone = Zone::named(name).ok_or_else(|| PlanError::UnknownZone { zone: name.clone() })?;
+        let flat = |separator: &String| Flat {
+            separator: separator.clone(),
+            prefixes: HashSet::new(),
+        };
         let mut plan = Plan {
             prototype: Vec::with_capacity(columns.len()),
             names: Vec::with_capacity(columns.len()),
@@ -211,12 +312,22 @@ impl Plan {
             json_columns: Vec::new(),
             paths: Vec::new(),
             virtuals: Vec::new(),
+            constants: Vec::new(),
+            captures: Vec::new(),
+            unmapped: Unmapped::Skip,
+            flat: options.flatten_separator.as_ref().map(flat),
+            required: Vec::with_capacity(columns.len()),
             nested: nested_groups(&columns),
         };
         for column in columns {
             plan.add(column, &zone)?;
         }
         plan.short_keys = ShortKeys::of(&plan.keys);
+        plan.unmapped = match options.on_unknown_field {
+            UnknownFieldPolicy::Reject => Unmapped::Refuse,
+            UnknownFieldPolicy::Ignore if plan.captures.is_empty() => Unmapped::Skip,
+            UnknownFieldPolicy::Ignore => Unmapped::Keep,
+        };
         Ok(plan)
     }
 
@@ -233,7 +344,15 @@ impl Plan {
 
     /// False if nothing of the record's JSON is mapped: then a record need not be JSON.
     pub fn parses_json(&self) -> bool {
-        !self.json_columns.is_empty()
+        !self.json_columns.is_empty() || self.unmapped != Unmapped::Skip
+    }
+
+    /// The one column that a key is for, if it is for nothing else.
+    pub(super) fn only_column(&self, key_use: &KeyUse) -> Option<u32> {
+        match (&*key_use.columns, &*key_use.paths) {
+            ([column], []) if self.required[*column].is_none() => Some(*column as u32),
+            _ => None,
+        }
     }
 
     pub(crate) fn prototype(&self) -> &[BlockColumn] {
@@ -254,19 +373,43 @@ impl Plan {
             None => column.data_type.clone(),
         };
         let block_column = BlockColumn::new(&column.name, &wire_type, zone)?;
-        match column.source {
+        let is_from_json = matches!(column.source, FieldSource::Key(_) | FieldSource::Pointer(_));
+        if column.required && !is_from_json {
+            return Err(PlanError::AlwaysThere { column: column.name });
+        }
+        let name = match &column.source {
+            FieldSource::Pointer(pointer) => pointer.to_string(),
+            FieldSource::Key(name) => name.clone(),
+            FieldSource::Virtual(_) | FieldSource::Constant(_) => String::new(),
+        };
+        self.required.push(column.required.then(|| name.into()));
+        match &column.source {
             FieldSource::Virtual(source) => {
-                virtual_columns::check(source, &column.data_type).map_err(|remedy| PlanError::VirtualType {
+                virtual_columns::check(*source, &column.data_type).map_err(|remedy| PlanError::VirtualType {
                     column: column.name.clone(),
                     data_type: column.data_type.to_string(),
-                    source_column: source,
+                    source_column: *source,
                     remedy,
                 })?;
-                self.virtuals.push((index, source));
+                match source {
+                    VirtualColumn::Unmapped => self.captures.push(index),
+                    source => self.virtuals.push((index, *source)),
+                }
+            }
+            FieldSource::Constant(json) => {
+                check_constant(&column, json, &block_column)?;
+                self.constants.push((index, json.as_bytes().into()));
             }
             FieldSource::Key(key) => {
                 self.json_columns.push(index);
-                self.add_key(index, &key);
+                self.add_key(index, key);
+            }
+            FieldSource::Pointer(pointer) => {
+                if self.flat.is_some() {
+                    return Err(PlanError::FlatPointer { column: column.name });
+                }
+                self.json_columns.push(index);
+                self.add_pointer(index, pointer);
             }
         }
         self.prototype.push(block_column);
@@ -277,15 +420,39 @@ impl Plan {
     fn add_key(&mut self, column: usize, key: &str) {
         let slot = self.slot(key);
         self.uses[slot].columns.push(column);
+        if let Some(flat) = &mut self.flat {
+            flat.enter(key);
+            return;
+        }
         let mut parts = key.split('.');
         let (Some(first), rest) = (parts.next(), parts) else {
             return;
         };
-        let rest: Vec<Box<[u8]>> = rest.map(|part| part.as_bytes().into()).collect();
+        let step = |part: &str| Step {
+            key: part.as_bytes().into(),
+            index: None,
+        };
+        self.add_path(column, first, rest.map(step).collect());
+    }
+
+    fn add_pointer(&mut self, column: usize, pointer: &JsonPointer) {
+        let step = |token: &String| Step {
+            key: token.as_bytes().into(),
+            index: JsonPointer::index(token),
+        };
+        let (first, rest) = pointer.split_first();
+        if rest.is_empty() {
+            let slot = self.slot(first);
+            self.uses[slot].columns.push(column);
+        }
+        self.add_path(column, first, rest.iter().map(step).collect());
+    }
+
+    fn add_path(&mut self, column: usize, first: &str, rest: Vec<Step>) {
         if !rest.is_empty() {
             let slot = self.slot(first);
             self.uses[slot].paths.push(self.paths.len());
-            self.paths.push(DottedPath { column, rest });
+            self.paths.push(Path { column, rest });
         }
     }
 
@@ -296,6 +463,23 @@ impl Plan {
         }
         slot
     }
+}
+
+/// A constant is decoded like any other value, so it is tried once.
+fn check_constant(column: &MappedColumn, json: &str, block_column: &BlockColumn) -> Result<(), PlanError> {
+    let mut cursor = Cursor::new(json.as_bytes());
+    let tried = value::append(&mut cursor, &mut block_column.column.clone());
+    let why = match tried {
+        Ok(()) if cursor.peek().is_none() => return Ok(()),
+        Ok(()) => "it is more than one JSON value".to_owned(),
+        Err(fail) => fail.into_rejection(json.as_bytes()).message,
+    };
+    Err(PlanError::Constant {
+        column: column.name.clone(),
+        data_type: column.data_type.to_string(),
+        constant: json.to_owned(),
+        why,
+    })
 }
 
 /// The type with a NULL that asks the server for the column's DEFAULT, if there is one.
@@ -315,7 +499,7 @@ fn nested_groups(columns: &[MappedColumn]) -> Vec<NestedGroup> {
     let mut groups: Vec<NestedGroup> = Vec::new();
     for (index, column) in columns.iter().enumerate() {
         let is_array = matches!(column.data_type.storage().as_ref(), DataType::Array(_));
-        let from_json = matches!(column.source, FieldSource::Key(_));
+        let from_json = matches!(column.source, FieldSource::Key(_) | FieldSource::Pointer(_));
         let Some((name, _)) = column.name.split_once('.').filter(|_| is_array && from_json) else {
             continue;
         };

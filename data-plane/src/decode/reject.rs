@@ -3,6 +3,8 @@
 use std::borrow::Cow;
 use std::fmt;
 
+use super::cursor::Cursor;
+
 /// Most characters of a record that a message repeats.
 const SNIPPET_CHARS: usize = 64;
 
@@ -28,8 +30,12 @@ pub enum RejectionKind {
     OutOfRange,
     /// The arrays of one `Nested` structure have different lengths in one record.
     NestedSizeMismatch,
-    /// A value the table cannot do without is not in the record.
+    /// A value that the mapping requires is null, or not in the record.
     MissingRequired,
+    /// The record has a key that no column is for, and the pipe refuses such.
+    UnknownField,
+    /// A record holds more documents that are refused, or that become more bytes, than one record may.
+    TooManyDocuments,
 }
 
 impl RejectionKind {
@@ -45,6 +51,8 @@ impl RejectionKind {
             RejectionKind::OutOfRange => "out_of_range",
             RejectionKind::NestedSizeMismatch => "nested_size_mismatch",
             RejectionKind::MissingRequired => "missing_required",
+            RejectionKind::UnknownField => "unknown_field",
+            RejectionKind::TooManyDocuments => "too_many_documents",
         }
     }
 }
@@ -152,6 +160,16 @@ impl Fail {
         self
     }
 
+    /// Says that the value at fault is not where it was read, but in what stands at `position`.
+    #[cold]
+    pub(crate) fn elsewhere(mut self, position: usize) -> Fail {
+        self.0.position = position;
+        if self.0.about_value {
+            return self.about("a value of it");
+        }
+        self
+    }
+
     /// Notes that the failure is below this key.
     #[cold]
     pub(crate) fn under_key(mut self, key: &[u8]) -> Fail {
@@ -193,6 +211,16 @@ impl Fail {
     }
 }
 
+/// A key as a message shows it.
+#[cold]
+pub(super) fn shortened(key: &[u8]) -> String {
+    let mut shown: String = String::from_utf8_lossy(key).chars().take(SNIPPET_CHARS).collect();
+    if shown.len() < key.len() {
+        shown.push('…');
+    }
+    shown
+}
+
 fn path(segments: &[Segment]) -> String {
     let mut path = String::new();
     for segment in segments.iter().rev() {
@@ -218,8 +246,9 @@ fn path(segments: &[Segment]) -> String {
     path
 }
 
-/// The first token of `rest`, shortened.
+/// The value that `rest` begins with, or its first token if that is no value; shortened.
 fn snippet(rest: &[u8]) -> String {
+    let rest = Cursor::new(rest).skip_value().unwrap_or(rest);
     let text = String::from_utf8_lossy(&rest[..rest.len().min(4 * SNIPPET_CHARS)]).into_owned();
     let quoted = text.starts_with('"');
     let container = text.starts_with(['{', '[']);

@@ -4,6 +4,9 @@
 use proptest::prelude::*;
 
 use super::*;
+
+mod documents;
+mod mapping;
 use crate::batch::block::Value;
 
 const META: RecordMeta<'static> = RecordMeta {
@@ -24,6 +27,7 @@ fn plan(columns: &[(&str, &str, &str)]) -> Arc<Plan> {
         source: source
             .parse()
             .map_or_else(|_| FieldSource::Key((*source).to_owned()), FieldSource::Virtual),
+        required: false,
     };
     Arc::new(Plan::compile(columns.iter().map(column).collect()).unwrap())
 }
@@ -62,7 +66,7 @@ impl Bench {
 
     fn decode(&mut self, record: &[u8]) -> Result<(), Rejection> {
         let rows = self.block.rows();
-        let verdict = self.decoder.decode(record, &META, &mut self.block);
+        let verdict = self.decoder.decode_whole(record, &META, &mut self.block);
         assert_eq!(self.block.rows(), rows + usize::from(verdict.is_ok()));
         verdict
     }
@@ -168,18 +172,24 @@ fn verdicts_are_useful() {
             "the record is not UTF-8: invalid byte at 12 of 15",
         ),
         (b"\xef\xbb\xbf{}", MalformedJson, "", "byte order mark"),
+        (b"[]", EmptyRecord, "", "the record is an empty array"),
         (
-            b"[{}]",
+            b"[{}",
             MalformedJson,
             "",
-            "the record is a JSON array; expected one JSON object",
+            "the array of the record's documents is not closed (byte 3 of 3)",
         ),
-        (b"7", MalformedJson, "", "expected one JSON object, found `7`"),
         (
-            b"{}{}",
+            b"7",
             MalformedJson,
             "",
-            "expected the end of the record after its JSON object, found `{` (byte 2 of 4)",
+            "expected a JSON object, found `7` (byte 0 of 1)",
+        ),
+        (
+            b"{}{}}",
+            MalformedJson,
+            "",
+            "expected a JSON object, found `}` (byte 4 of 5)",
         ),
         (
             b"{\"a\":1",
@@ -227,12 +237,12 @@ fn verdicts_are_useful() {
             "f.y[1]",
             "the key `z` stands twice in one object",
         ),
-        (br#"{"f":{"x":[1]}}"#, TypeMismatch, "f.x", "[1]}} is not an integer"),
+        (br#"{"f":{"x":[1]}}"#, TypeMismatch, "f.x", "[1] is not an integer"),
         (
             br#"{"f":[1]}"#,
             TypeMismatch,
             "f",
-            "[1]} is not an object (of the tuple's elements)",
+            "[1] is not an object (of the tuple's elements)",
         ),
         (br#"{"d":"x"}"#, TypeMismatch, "d", r#""x" is not an array"#),
         (
@@ -247,7 +257,7 @@ fn verdicts_are_useful() {
             "i",
             "a path stands twice in one object of a JSON column",
         ),
-        (br#"{"i":[]}"#, TypeMismatch, "i", "[]} is not an object"),
+        (br#"{"i":[]}"#, TypeMismatch, "i", "[] is not an object"),
         (br#"{"k":[{"":1}]}"#, TypeMismatch, "k[0]", "has an empty key"),
         (
             br#"{"deep":{"er":{"m":"nope"}}}"#,
@@ -386,6 +396,7 @@ fn mappings_that_cannot_work_are_refused() {
             source: source
                 .parse()
                 .map_or_else(|_| FieldSource::Key((*source).to_owned()), FieldSource::Virtual),
+            required: false,
         };
         Plan::compile(columns.iter().map(column).collect())
     };
@@ -425,12 +436,14 @@ fn columns_with_a_default_travel_as_nullable() {
             data_type: "UInt8".parse().unwrap(),
             has_default: true,
             source: FieldSource::Key("a".into()),
+            required: false,
         },
         MappedColumn {
             name: "b".into(),
             data_type: "LowCardinality(String)".parse().unwrap(),
             has_default: true,
             source: FieldSource::Key("b".into()),
+            required: false,
         },
     ];
     let mut bench = Bench::new(&Arc::new(Plan::compile(columns).unwrap()));
@@ -550,7 +563,10 @@ proptest! {
         let mut bench = Bench::new(&plan);
         let taken = bench.decode(&bytes).is_ok();
         if taken {
-            prop_assert!(serde_json::from_slice::<Box<serde_json::value::RawValue>>(&bytes).is_ok());
+            let text = bytes.trim_ascii_end();
+            let text = text.strip_suffix(b",").unwrap_or(text);
+            let is_one = serde_json::from_slice::<Box<serde_json::value::RawValue>>(text).is_ok();
+            prop_assert!(is_one || bench.block.rows() > 1);
         }
         bench.decode(b"{\"a\":1}").unwrap();
     }

@@ -32,6 +32,8 @@ pub(super) fn check(source: VirtualColumn, data_type: &DataType) -> Result<(), &
             | DataType::Int256
     );
     match source {
+        VirtualColumn::Unmapped if is_text || matches!(inner, DataType::Json(_)) => Ok(()),
+        VirtualColumn::Unmapped => Err("use JSON or String"),
         VirtualColumn::Stream | VirtualColumn::ShardId | VirtualColumn::RawMessage if is_text => Ok(()),
         VirtualColumn::Stream | VirtualColumn::ShardId | VirtualColumn::RawMessage => {
             Err("use String or LowCardinality(String)")
@@ -59,23 +61,31 @@ pub(super) fn check(source: VirtualColumn, data_type: &DataType) -> Result<(), &
     }
 }
 
-/// Appends the value to the column, which [`check`] has allowed.
-pub(super) fn append(source: VirtualColumn, meta: &RecordMeta<'_>, payload: &[u8], column: &mut Column) -> Attempt<()> {
+/// Appends the value to the column, which [`check`] has allowed: of the document with this number and text.
+pub(super) fn append(
+    source: VirtualColumn,
+    meta: &RecordMeta<'_>,
+    number: u64,
+    document: &[u8],
+    column: &mut Column,
+) -> Attempt<()> {
     match source {
         VirtualColumn::Key => text(meta.partition_key, column),
         VirtualColumn::Stream => text(meta.stream.as_bytes(), column),
         VirtualColumn::ShardId => text(meta.shard_id.as_bytes(), column),
         VirtualColumn::SequenceNumber => text(meta.sequence_number, column),
-        VirtualColumn::RawMessage => text(payload, column),
+        VirtualColumn::RawMessage => text(document, column),
         VirtualColumn::SubSequenceNumber => {
             let mut digits = [0; 20];
-            text(decimal(meta.sub_sequence_number, &mut digits), column)
+            text(decimal(number, &mut digits), column)
         }
         VirtualColumn::Timestamp => instant(meta.arrival_millis, column),
+        // The decoder has it from the record's keys.
+        VirtualColumn::Unmapped => Ok(()),
     }
 }
 
-fn text(value: &[u8], column: &mut Column) -> Attempt<()> {
+pub(super) fn text(value: &[u8], column: &mut Column) -> Attempt<()> {
     match column {
         Column::String(strings) => strings.push(value),
         Column::Nullable(nullable) => {

@@ -22,7 +22,7 @@ use crate::{
         cut::Rules,
     },
     commit::{Body, Built},
-    decode::{Decoder, Plan, RecordMeta},
+    decode::{Decoder, Plan, RecordMeta, Rejection},
     sink::clickhouse::{
         errors_table::{ErrorBlock, Rejected},
         native::Frames,
@@ -37,7 +37,7 @@ const MEASURE_AFTER_BYTES: usize = 64 * 1024;
 const SMALL_BLOCK_BYTES: usize = 256 * 1024;
 /// `error_type` of a record that ClickHouse itself refused.
 const SERVER_REFUSED: &str = "server_refused";
-/// Kinesis knows only the record: which part of it is counted where records are split.
+/// The first of a record's documents, or the record as a whole.
 const WHOLE_RECORD: u64 = 0;
 
 /// What to make a batch of.
@@ -81,7 +81,7 @@ pub(super) struct Bench {
     errors: ErrorBlock,
     /// Pays for the memory that the empty block keeps, unless that is little.
     kept: Option<Permit>,
-    /// Records that are not rows, also those that are in the error table already.
+    /// Documents that are not rows, also those that are in the error table already.
     rejected: u64,
 }
 
@@ -126,7 +126,7 @@ impl Bench {
 
     fn take(&mut self, stream: &str, shard: &ShardId, record: &Record, terms: &Terms) {
         if let Some(words) = &terms.condemned {
-            self.reject(shard, record, SERVER_REFUSED, words, "");
+            self.condemn(shard, record, words);
             return;
         }
         let meta = RecordMeta {
@@ -137,29 +137,32 @@ impl Bench {
             sequence_number: record.digits(),
             sub_sequence_number: WHOLE_RECORD,
         };
-        if let Err(rejection) = self.decoder.decode(record.data(), &meta, &mut self.rows) {
-            if terms.part {
-                self.rejected += 1;
-            } else {
-                let kind = rejection.kind.as_str();
-                self.reject(shard, record, kind, &rejection.message, &rejection.field_path);
+        let Self {
+            decoder,
+            rows,
+            errors,
+            rejected,
+            ..
+        } = self;
+        decoder.decode(record.data(), &meta, rows, &mut |refused| {
+            *rejected += 1;
+            if !terms.part {
+                let Rejection {
+                    kind,
+                    message,
+                    field_path,
+                } = &refused.rejection;
+                let place = (refused.text, refused.sub_sequence_number);
+                errors.push(&rejection(shard, record, place, (kind.as_str(), message, field_path)));
             }
-        }
+        });
     }
 
-    fn reject(&mut self, shard: &ShardId, record: &Record, error_type: &str, message: &str, field_path: &str) {
+    fn condemn(&mut self, shard: &ShardId, record: &Record, words: &str) {
         self.rejected += 1;
-        self.errors.push(&Rejected {
-            error_type,
-            message,
-            field_path,
-            partition_key: record.partition_key(),
-            value: record.data(),
-            arrival_millis: record.arrival_millis,
-            shard,
-            sequence_number: record.digits(),
-            sub_sequence_number: WHOLE_RECORD,
-        });
+        let whole = (record.data(), WHOLE_RECORD);
+        self.errors
+            .push(&rejection(shard, record, whole, (SERVER_REFUSED, words, "")));
     }
 
     fn encoded_bytes(&self) -> u64 {
@@ -169,6 +172,26 @@ impl Bench {
             } else {
                 self.errors.encoded_bytes() as u64
             }
+    }
+}
+
+/// A row of the error table about a part of a record: its text and number; class, words and path.
+fn rejection<'a>(
+    shard: &'a ShardId,
+    record: &'a Record,
+    (value, sub_sequence_number): (&'a [u8], u64),
+    (error_type, message, field_path): (&'a str, &'a str, &'a str),
+) -> Rejected<'a> {
+    Rejected {
+        error_type,
+        message,
+        field_path,
+        partition_key: record.partition_key(),
+        value,
+        arrival_millis: record.arrival_millis,
+        shard,
+        sequence_number: record.digits(),
+        sub_sequence_number,
     }
 }
 

@@ -2,11 +2,13 @@
 
 use std::sync::Arc;
 
-use millrace_common::{clickhouse::DataType, ids::Revision, pipe::MappedColumn, reason};
+use millrace_common::{
+    clickhouse::DataType, ids::Revision, json_pointer::JsonPointerError, pipe::MappedColumn, reason,
+};
 
 use super::{fault::Fault, spec::Spec};
 use crate::{
-    decode::{self, FieldSource, Plan, VirtualColumn},
+    decode::{self, FieldSource, Options, Plan, VirtualColumn},
     sink::clickhouse::{Access, Sink},
     source::kinesis::{Client, Limits},
 };
@@ -29,7 +31,7 @@ impl Recipe {
     /// # Errors
     /// A fault of the pipe, if it cannot be run as it is.
     pub(super) async fn make(spec: Arc<Spec>, limits: Limits) -> Result<Self, Fault> {
-        let plan = Arc::new(plan(&spec.columns, &spec.time_zone)?);
+        let plan = Arc::new(plan(&spec)?);
         let destination = &spec.destination;
         let access = Access {
             endpoint: destination.endpoint.clone(),
@@ -68,15 +70,25 @@ impl Recipe {
     }
 }
 
-/// A virtual column by its name; else a key of the record.
-fn source(field: &str) -> FieldSource {
-    match field.parse::<VirtualColumn>() {
-        Ok(column) => FieldSource::Virtual(column),
-        Err(_) => FieldSource::Key(field.to_owned()),
+/// A constant, a virtual column by its name, a JSON pointer, which begins with a slash, or a key of the record.
+fn source(column: &MappedColumn) -> Result<FieldSource, Fault> {
+    if let Some(json) = &column.constant {
+        return Ok(FieldSource::Constant(json.clone()));
     }
+    let field = &column.source_field;
+    if let Ok(column) = field.parse::<VirtualColumn>() {
+        return Ok(FieldSource::Virtual(column));
+    }
+    if !field.starts_with('/') {
+        return Ok(FieldSource::Key(field.clone()));
+    }
+    let pointer = field.parse().map_err(|error: JsonPointerError| {
+        unfit(&format!("column {}: the source field {field}: {error}", column.name))
+    })?;
+    Ok(FieldSource::Pointer(pointer))
 }
 
-fn plan(columns: &[MappedColumn], time_zone: &str) -> Result<Plan, Fault> {
+fn plan(spec: &Spec) -> Result<Plan, Fault> {
     let column = |column: &MappedColumn| {
         let data_type: DataType = column.data_type.parse().map_err(|error| {
             let message = format!("column {}: {error}: map only columns of supported types", column.name);
@@ -86,14 +98,22 @@ fn plan(columns: &[MappedColumn], time_zone: &str) -> Result<Plan, Fault> {
             name: column.name.clone(),
             data_type,
             has_default: column.has_default,
-            source: source(&column.source_field),
+            source: source(column)?,
+            required: column.required,
         })
     };
-    let columns = columns.iter().map(column).collect::<Result<Vec<_>, Fault>>()?;
-    Plan::compile_in_zone(columns, time_zone).map_err(|error| {
-        Fault::permanent(
-            reason::DESTINATION_TYPE_UNSUPPORTED,
-            format!("{error}: change the pipe's field mappings"),
-        )
-    })
+    let columns = spec.columns.iter().map(column).collect::<Result<Vec<_>, Fault>>()?;
+    let options = Options {
+        time_zone: spec.time_zone.clone(),
+        on_unknown_field: spec.decoding.on_unknown_field,
+        flatten_separator: spec.decoding.flatten_separator.clone(),
+    };
+    Plan::compile_with(columns, &options).map_err(|error| unfit(&error.to_string()))
+}
+
+fn unfit(what: &str) -> Fault {
+    Fault::permanent(
+        reason::DESTINATION_TYPE_UNSUPPORTED,
+        format!("{what}: change the pipe's field mappings"),
+    )
 }

@@ -7,7 +7,7 @@ use millrace_common::{
     aws,
     batch::OpenBatch,
     ids::{Epoch, PipeUid, Revision, ShardId},
-    pipe::{Compression, Delivery, MappedColumn, StreamIdentity},
+    pipe::{Compression, Decoding, Delivery, MappedColumn, StreamIdentity},
     position::Position,
 };
 use secrecy::SecretString;
@@ -69,6 +69,8 @@ pub struct Spec {
     pub columns: Vec<MappedColumn>,
     /// Time zone of columns whose type names none.
     pub time_zone: String,
+    /// How records become rows.
+    pub decoding: Decoding,
     /// When to close a batch.
     pub limits: Limits,
     /// How blocks travel.

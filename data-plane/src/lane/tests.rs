@@ -17,7 +17,7 @@ use millrace_common::{
     aws,
     batch::{Counts, Terms},
     ids::SequenceNumber,
-    pipe::{Compression, Delivery, MappedColumn, StreamIdentity},
+    pipe::{Compression, Decoding, Delivery, MappedColumn, StreamIdentity},
     position::{Position, Slice},
     reason,
 };
@@ -71,6 +71,7 @@ pub(super) fn spec(delivery: Delivery, clickhouse: &str, columns: Vec<MappedColu
             fingerprint: Fingerprint(2),
         },
         time_zone: "UTC".to_owned(),
+        decoding: Decoding::default(),
         columns,
         limits: Limits {
             rows: 10,
@@ -243,6 +244,7 @@ fn column() -> MappedColumn {
         data_type: "UInt64".to_owned(),
         has_default: false,
         source_field: "id".to_owned(),
+        ..MappedColumn::default()
     }
 }
 

@@ -11,7 +11,7 @@ use millrace_common::{
     batch::{Counts, OpenBatch, Terms},
     gap::DataGap,
     ids::{BatchId, Epoch, Generation, PipeUid, Revision, SequenceNumber, ShardId, WorkerInstance},
-    pipe::{Compression, Delivery, MappedColumn, StreamIdentity},
+    pipe::{Compression, Decoding, Delivery, MappedColumn, StreamIdentity, UnknownFieldPolicy},
     position::{Position, Slice},
 };
 use millrace_proto::worker::v1 as wire;
@@ -150,6 +150,7 @@ fn spec(spec: wire::PipeSpec) -> Result<Spec, Error> {
         source: source(set("spec.kinesis", spec.kinesis)?)?,
         destination: destination(set("spec.clickhouse", spec.clickhouse)?),
         columns: spec.columns.into_iter().map(column).collect(),
+        decoding: decoding(spec.decoding.unwrap_or_default()),
         // A control plane that does not know of zones had all of its specifications made with this one.
         time_zone: optional(spec.time_zone).unwrap_or_else(|| DEFAULT_TIME_ZONE.to_owned()),
         limits: Limits {
@@ -166,12 +167,25 @@ fn spec(spec: wire::PipeSpec) -> Result<Spec, Error> {
     })
 }
 
+fn decoding(decoding: wire::Decoding) -> Decoding {
+    Decoding {
+        on_unknown_field: if decoding.refuse_unknown_fields {
+            UnknownFieldPolicy::Reject
+        } else {
+            UnknownFieldPolicy::Ignore
+        },
+        flatten_separator: optional(decoding.flatten_separator),
+    }
+}
+
 fn column(column: wire::MappedColumn) -> MappedColumn {
     MappedColumn {
         name: column.name,
         data_type: column.r#type,
         has_default: column.has_default,
         source_field: column.source_field,
+        constant: optional(column.constant),
+        required: column.required,
     }
 }
 

@@ -177,6 +177,32 @@ fn cases() -> Vec<Case> {
             |pipe| pipe.field_mappings = mappings(&["size"]),
         ),
         case(
+            "a constant that its column cannot take",
+            refused("DESTINATION_TYPE_UNSUPPORTED"),
+            "pipe.field_mappings[0].constant",
+            "cannot be a value of the column",
+            |pipe| {
+                pipe.field_mappings = vec![proto::FieldMapping {
+                    destination_field: "id".into(),
+                    constant: "\"seven\"".into(),
+                    ..Default::default()
+                }];
+            },
+        ),
+        case(
+            "a constant that is no JSON",
+            invalid,
+            "pipe.field_mappings[0].constant",
+            "for the text \"eu\", write",
+            |pipe| {
+                pipe.field_mappings = vec![proto::FieldMapping {
+                    destination_field: "name".into(),
+                    constant: "eu".into(),
+                    ..Default::default()
+                }];
+            },
+        ),
+        case(
             "an unknown credential",
             invalid,
             "pipe.source.kinesis.credential",
@@ -220,6 +246,7 @@ fn mappings(columns: &[&str]) -> Vec<proto::FieldMapping> {
     let mapping = |column: &&str| proto::FieldMapping {
         source_field: "x".into(),
         destination_field: (*column).to_owned(),
+        ..Default::default()
     };
     columns.iter().map(mapping).collect()
 }

@@ -87,12 +87,17 @@ impl<'a> Twins<'a> {
             data_type: column.data_type.clone(),
             has_default: column.has_default,
             source: FieldSource::Key(column.name.clone()),
+            required: false,
         });
+        let options = millrace_data_plane::decode::Options {
+            time_zone: zone.trim().to_owned(),
+            ..Default::default()
+        };
         let declared = table.declaration();
         Ok(Twins {
             clickhouse,
             database,
-            plan: Arc::new(Plan::compile_in_zone(mapped.collect(), zone.trim())?),
+            plan: Arc::new(Plan::compile_with(mapped.collect(), &options)?),
             columns,
             selected: selected.join(", "),
             is_dynamic: declared.contains("JSON") || declared.contains("Dynamic"),
@@ -113,7 +118,7 @@ impl<'a> Twins<'a> {
         let mut block = Block::new(&self.plan);
         let mut ours = BTreeMap::new();
         for record in &together {
-            ours.insert(record.id, decoder.decode(&record.text, &META, &mut block).is_ok());
+            ours.insert(record.id, decoder.decode_whole(&record.text, &META, &mut block).is_ok());
         }
         let inserted = self.insert_block(&block).await?;
         self.insert_json(&together).await?;
@@ -158,7 +163,7 @@ impl<'a> Twins<'a> {
                 .await?;
         }
         let mut block = Block::new(&self.plan);
-        let ours = Decoder::new(self.plan.clone()).decode(&record.text, &META, &mut block);
+        let ours = Decoder::new(self.plan.clone()).decode_whole(&record.text, &META, &mut block);
         let request = Request::insert(
             &format!("INSERT INTO {}.a FORMAT JSONEachRow", self.database),
             record.text.clone(),

@@ -113,6 +113,7 @@ pub(crate) fn spec(table: &str) -> PipeSpec {
             columns: Vec::new(),
         },
         field_mappings: Vec::new(),
+        decoding: Default::default(),
         replicas: 1,
         settings: Settings::default(),
     }
@@ -133,6 +134,7 @@ pub(crate) fn resolved(column: &str) -> ResolvedSpec {
             data_type: "String".to_owned(),
             has_default: false,
             source_field: column.to_owned(),
+            ..Default::default()
         }],
     }
 }

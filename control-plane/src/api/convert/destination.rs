@@ -1,10 +1,10 @@
-//! The destination of a pipe and its field mappings.
+//! The destination of a pipe.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use millrace_common::{
     clickhouse::DataType,
-    pipe::{Column, Destination, FieldMapping, TableDefinition, TableEngine},
+    pipe::{Column, Destination, TableDefinition, TableEngine},
 };
 use millrace_proto::api::v1 as proto;
 
@@ -15,11 +15,9 @@ use super::{
 };
 
 /// Most columns. A ClickHouse table of more than a few thousand columns does not work well either.
-const MAX_COLUMNS: usize = 4_096;
+pub(super) const MAX_COLUMNS: usize = 4_096;
 /// Most columns of a sorting key.
 const MAX_SORTING_KEY: usize = 64;
-/// Longest path of a source field.
-const MAX_SOURCE_FIELD_BYTES: usize = 1_024;
 /// Longest type that a user writes. The longest sensible ones are enums.
 const MAX_TYPE_BYTES: usize = 65_536;
 /// What follows the table's name in the default name of its error table.
@@ -69,7 +67,7 @@ pub(super) fn destination(
     })
 }
 
-fn check(result: Result<(), String>, field: &str, violations: &mut Violations) {
+pub(super) fn check(result: Result<(), String>, field: &str, violations: &mut Violations) {
     if let Err(what) = result {
         violations.add(field, what);
     }
@@ -233,56 +231,4 @@ fn check_key_column(column: &str, types: &BTreeMap<&str, Option<DataType>>, fiel
         }
         Some(_) => {}
     }
-}
-
-pub(super) fn field_mappings(
-    given: &[proto::FieldMapping],
-    destination: Option<&Destination>,
-    violations: &mut Violations,
-) -> Vec<FieldMapping> {
-    if given.len() > MAX_COLUMNS {
-        let what = format!("has {} entries; at most {MAX_COLUMNS} are allowed", given.len());
-        violations.add("pipe.field_mappings", what);
-        return Vec::new();
-    }
-    let columns: Option<BTreeSet<&str>> = destination
-        .map(|destination| destination.columns.iter().map(|column| column.name.as_str()).collect())
-        .filter(|columns: &BTreeSet<&str>| !columns.is_empty());
-    let mut seen = BTreeSet::new();
-    for (index, mapping) in given.iter().enumerate() {
-        let source = format!("pipe.field_mappings[{index}].source_field");
-        let target = format!("pipe.field_mappings[{index}].destination_field");
-        if mapping.source_field.is_empty() {
-            violations.add(
-                source,
-                "is required: a JSON key, a dotted path or a virtual column such as _key",
-            );
-        } else if mapping.source_field.len() > MAX_SOURCE_FIELD_BYTES {
-            violations.add(source, format!("is longer than {MAX_SOURCE_FIELD_BYTES} bytes"));
-        } else if mapping.source_field.contains('\0') {
-            violations.add(source, "must not contain a NUL character");
-        }
-        check(names::identifier(&mapping.destination_field), &target, violations);
-        if !seen.insert(mapping.destination_field.as_str()) {
-            violations.add(
-                &target,
-                format!("{} is filled twice", quoted(&mapping.destination_field)),
-            );
-        }
-        if columns
-            .as_ref()
-            .is_some_and(|columns| !columns.contains(mapping.destination_field.as_str()))
-        {
-            let what = format!(
-                "{} is not in pipe.destination.columns: add it there",
-                quoted(&mapping.destination_field)
-            );
-            violations.add(&target, what);
-        }
-    }
-    let mapping = |mapping: &proto::FieldMapping| FieldMapping {
-        source_field: mapping.source_field.clone(),
-        destination_field: mapping.destination_field.clone(),
-    };
-    given.iter().map(mapping).collect()
 }

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use millrace_common::pipe::{
-    Column, Compression, DataGapPolicy, Delivery, DesiredState, FieldMapping, PipeSpec, StartPosition, StreamRef,
-    TableEngine,
+    Column, Compression, DataGapPolicy, Decoding, Delivery, DesiredState, FieldMapping, PipeSpec, StartPosition,
+    StreamRef, TableEngine, UnknownFieldPolicy,
 };
 use millrace_proto::api::v1 as proto;
 
@@ -48,6 +48,7 @@ pub fn specification(spec: &PipeSpec) -> proto::Pipe {
             replicas: spec.replicas,
         }),
         settings: Some(settings(spec)),
+        decoding: Some(decoding(&spec.decoding)),
         ..Default::default()
     }
 }
@@ -117,6 +118,18 @@ fn field_mapping(mapping: &FieldMapping) -> proto::FieldMapping {
     proto::FieldMapping {
         source_field: mapping.source_field.clone(),
         destination_field: mapping.destination_field.clone(),
+        constant: mapping.constant.clone().unwrap_or_default(),
+        required: mapping.required,
+    }
+}
+
+fn decoding(decoding: &Decoding) -> proto::Decoding {
+    proto::Decoding {
+        on_unknown_field: match decoding.on_unknown_field {
+            UnknownFieldPolicy::Ignore => proto::UnknownFieldPolicy::Ignore.into(),
+            UnknownFieldPolicy::Reject => proto::UnknownFieldPolicy::Reject.into(),
+        },
+        flatten_separator: decoding.flatten_separator.clone().unwrap_or_default(),
     }
 }
 

@@ -350,6 +350,7 @@ fn bad_mappings_are_refused() {
     let mapping = |source: &str, target: &str| proto::FieldMapping {
         source_field: source.into(),
         destination_field: target.into(),
+        ..Default::default()
     };
     let refuse = |mappings: Vec<proto::FieldMapping>| refused(|pipe| pipe.field_mappings = mappings);
     assert_eq!(refuse(vec![mapping("", "id")]), ["pipe.field_mappings[0].source_field"]);
@@ -366,6 +367,50 @@ fn bad_mappings_are_refused() {
         ["pipe.field_mappings[1].destination_field"]
     );
     assert_eq!(refuse(vec![mapping("a", "id"); 1_000_000]), ["pipe.field_mappings"]);
+    assert_eq!(
+        refuse(vec![mapping("/a~2", "id")]),
+        ["pipe.field_mappings[0].source_field"]
+    );
+    let constant = |constant: &str, source: &str, required: bool| {
+        let mapping = proto::FieldMapping {
+            constant: constant.into(),
+            required,
+            ..mapping(source, "id")
+        };
+        refuse(vec![mapping])
+    };
+    for json in ["eu", "1 2", " 1", "{", &"1".repeat(65_537)] {
+        assert_eq!(
+            constant(json, "", false),
+            ["pipe.field_mappings[0].constant"],
+            "{json:.10}"
+        );
+    }
+    assert_eq!(constant("1", "a", false), ["pipe.field_mappings[0].source_field"]);
+    assert_eq!(constant("1", "", true), ["pipe.field_mappings[0].required"]);
+}
+
+#[test]
+fn bad_decoding_is_refused() {
+    let refuse = |on_unknown_field: i32, separator: &str, mapped: bool| {
+        refused(|pipe| {
+            pipe.decoding = Some(proto::Decoding {
+                on_unknown_field,
+                flatten_separator: separator.into(),
+            });
+            if mapped {
+                pipe.field_mappings = vec![proto::FieldMapping {
+                    source_field: "a".into(),
+                    destination_field: "id".into(),
+                    ..Default::default()
+                }];
+            }
+        })
+    };
+    assert_eq!(refuse(7, "", false), ["pipe.decoding.on_unknown_field"]);
+    assert_eq!(refuse(0, "\n", false), ["pipe.decoding.flatten_separator"]);
+    assert_eq!(refuse(0, "123456789", false), ["pipe.decoding.flatten_separator"]);
+    assert_eq!(refuse(0, "_", true), ["pipe.decoding.flatten_separator"]);
 }
 
 #[test]
@@ -475,7 +520,8 @@ prop_compose! {
             let partition_by = PartitionBy { function: None, column: column.clone() };
             definition.partition_by = if partition { partition_by::print(&partition_by) } else { String::new() };
         }
-        pipe.field_mappings = vec![proto::FieldMapping { source_field: "a.b".into(), destination_field: column }];
+        pipe.field_mappings = vec![proto::FieldMapping { source_field: "a.b".into(), destination_field: column, required: none, ..Default::default() }];
+        pipe.decoding = Some(proto::Decoding { on_unknown_field: if none { 2 } else { 1 }, flatten_separator: String::new() });
         pipe.scaling = Some(proto::Scaling { replicas });
         pipe.settings = Some(proto::Settings {
             max_batch_rows: rows,

@@ -217,6 +217,7 @@ pub(super) fn spec(replicas: u32) -> PipeSpec {
             columns: Vec::new(),
         },
         field_mappings: Vec::new(),
+        decoding: Default::default(),
         replicas,
         settings: Settings::default(),
     }
@@ -236,6 +237,7 @@ pub(super) fn resolved() -> ResolvedSpec {
             data_type: "UInt64".into(),
             has_default: false,
             source_field: "id".into(),
+            ..MappedColumn::default()
         }],
     }
 }

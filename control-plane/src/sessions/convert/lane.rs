@@ -5,7 +5,7 @@ use millrace_common::{
     aws,
     batch::OpenBatch,
     ids::{Epoch, ShardId},
-    pipe::{Compression, Delivery, MappedColumn, PipeSpec, ResolvedSpec, Settings},
+    pipe::{Compression, Delivery, MappedColumn, PipeSpec, ResolvedSpec, Settings, UnknownFieldPolicy},
     position::{Position, Slice},
 };
 use millrace_proto::worker::v1;
@@ -39,6 +39,10 @@ pub fn pipe_spec(
         }),
         columns: resolved.columns.iter().map(column).collect(),
         time_zone: resolved.time_zone.clone(),
+        decoding: Some(v1::Decoding {
+            refuse_unknown_fields: spec.decoding.on_unknown_field == UnknownFieldPolicy::Reject,
+            flatten_separator: spec.decoding.flatten_separator.clone().unwrap_or_default(),
+        }),
         batch: Some(settings(&spec.settings)),
     }
 }
@@ -78,6 +82,8 @@ fn column(column: &MappedColumn) -> v1::MappedColumn {
         r#type: column.data_type.clone(),
         has_default: column.has_default,
         source_field: column.source_field.clone(),
+        constant: column.constant.clone().unwrap_or_default(),
+        required: column.required,
     }
 }
 

@@ -6,9 +6,9 @@ use std::{collections::BTreeMap, fmt::Debug, time::Duration};
 use millrace_common::{
     ids::Revision,
     pipe::{
-        Column, Compression, DataGapPolicy, Delivery, Destination, FieldMapping, KinesisSource, MappedColumn,
+        Column, Compression, DataGapPolicy, Decoding, Delivery, Destination, FieldMapping, KinesisSource, MappedColumn,
         PartitionBy, PipeSpec, ResolvedSpec, Settings, StartPosition, StreamIdentity, StreamRef, TableDefinition,
-        TableEngine,
+        TableEngine, UnknownFieldPolicy,
     },
     position::Position,
 };
@@ -58,7 +58,9 @@ pub(super) fn spec() -> PipeSpec {
         field_mappings: vec![FieldMapping {
             source_field: "a.b".to_owned(),
             destination_field: "time".to_owned(),
+            ..FieldMapping::default()
         }],
+        decoding: Decoding::default(),
         replicas: 2,
         settings: Settings {
             max_batch_rows: 50_000,
@@ -86,6 +88,7 @@ pub(super) fn resolved() -> ResolvedSpec {
             data_type: "DateTime64(3, 'UTC')".to_owned(),
             has_default: true,
             source_field: "a.b".to_owned(),
+            ..MappedColumn::default()
         }],
     }
 }
@@ -102,6 +105,29 @@ fn backfill_pipe_spec() {
     backfill.source.end = Some("2026-11-22T13:00:00Z".parse().unwrap());
     backfill.settings.on_data_gap = DataGapPolicy::Resume;
     check(include_str!("../golden/pipe_spec_backfill.json"), &backfill);
+}
+
+#[test]
+fn mapped_pipe_spec() {
+    let mut mapped = spec();
+    mapped.field_mappings = vec![
+        FieldMapping {
+            source_field: "/user/id".to_owned(),
+            destination_field: "user".to_owned(),
+            required: true,
+            ..FieldMapping::default()
+        },
+        FieldMapping {
+            destination_field: "region".to_owned(),
+            constant: Some("\"eu\"".to_owned()),
+            ..FieldMapping::default()
+        },
+    ];
+    mapped.decoding = Decoding {
+        on_unknown_field: UnknownFieldPolicy::Reject,
+        flatten_separator: Some("_".to_owned()),
+    };
+    check(include_str!("../golden/pipe_spec_mapped.json"), &mapped);
 }
 
 #[test]

@@ -41,6 +41,7 @@ fn recipe() -> Arc<Recipe> {
         data_type: data_type.to_owned(),
         has_default: false,
         source_field: name.to_owned(),
+        ..MappedColumn::default()
     };
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()

@@ -37,7 +37,13 @@ fn wire_spec(revision: u64) -> wire::PipeSpec {
             r#type: "UInt64".into(),
             has_default: false,
             source_field: "id".into(),
+            constant: "7".into(),
+            required: true,
         }],
+        decoding: Some(wire::Decoding {
+            refuse_unknown_fields: true,
+            flatten_separator: "_".into(),
+        }),
         batch: Some(wire::BatchSettings {
             max_rows: 10,
             max_bytes: 20,
@@ -110,6 +116,15 @@ fn a_lane_comes_through_whole() {
         (Compression::Lz4, Delivery::ExactlyOnce)
     );
     assert_eq!(spec.source.access.endpoint, None);
+    let column = &spec.columns[0];
+    assert_eq!((column.constant.as_deref(), column.required), (Some("7"), true));
+    assert_eq!(
+        spec.decoding,
+        Decoding {
+            on_unknown_field: UnknownFieldPolicy::Reject,
+            flatten_separator: Some("_".to_owned()),
+        }
+    );
     let shard: ShardId = "shardId-0".parse().expect("a shard id");
     assert_eq!(lane.shards[&shard].epoch, Epoch(7));
     let batch = &lane.open_batches[0];

@@ -82,6 +82,7 @@ fn plan(shape: &Shape) -> anyhow::Result<Arc<Plan>> {
             source: name
                 .parse()
                 .map_or_else(|_| FieldSource::Key(name.clone()), FieldSource::Virtual),
+            required: false,
         })
     };
     let columns = shape.columns.iter().map(column).collect::<anyhow::Result<Vec<_>>>()?;
@@ -152,7 +153,7 @@ fn measure(shape: &Shape, rounds: usize) -> anyhow::Result<()> {
             shape
                 .records
                 .iter()
-                .try_for_each(|record| decoder.decode(record, &meta, &mut block))
+                .try_for_each(|record| decoder.decode_whole(record, &meta, &mut block))
         })?;
         allocated = allocations() - before;
         decoded.1.map_err(|rejection| anyhow::anyhow!("{rejection}"))?;
@@ -172,7 +173,7 @@ fn measure(shape: &Shape, rounds: usize) -> anyhow::Result<()> {
                         ..meta
                     };
                     decoder
-                        .decode(record.data(), &meta, &mut block)
+                        .decode_whole(record.data(), &meta, &mut block)
                         .map_err(|rejection| anyhow::anyhow!("{rejection}"))?;
                 }
             }

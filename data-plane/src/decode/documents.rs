@@ -1,0 +1,357 @@
+//! A record's documents: one JSON object, several one after the other, or arrays of them. Each is a row of its own.
+//!
+//! What `FORMAT JSONEachRow` takes for several rows is several documents: objects with white space, a comma or nothing between
+//! them, or in one array; and, beyond it, several such arrays. A document that does not fit the table is refused alone. After text
+//! that is no JSON, reading goes on at the next line that begins with an object, so that one damaged line does not cost the
+//! others; if there is none, the rest of the record is refused as it is.
+//!
+//! Invariants:
+//! - Every byte of a record that is not white space or punctuation between documents is in a row or in a refused text.
+//! - However a record is made, the work is linear in its length, and so is what is refused; its rows are bounded, too.
+
+use super::{
+    Decoder, RecordMeta,
+    cursor::Cursor,
+    reject::{Fail, Rejection, RejectionKind},
+};
+use crate::batch::block::Block;
+
+/// Most documents of one record that are refused one by one: a record of broken documents would make as many error rows.
+const MAX_REFUSED: usize = 1000;
+/// Most bytes of rows that one record may become, if it holds several documents: a batch is cut between records only, and empty
+/// objects are rows as well.
+const MAX_ROW_BYTES: usize = 32 << 20;
+/// Documents between two looks at how many bytes they have become, which visit every column.
+const MEASURE_AFTER_DOCUMENTS: u64 = 256;
+/// So many times the length of a record is read in vain before its rest is refused.
+const MAX_VAIN_READINGS: usize = 4;
+
+/// A part of a record that is no row.
+#[derive(Debug)]
+pub struct Refused<'a> {
+    /// Why.
+    pub rejection: Rejection,
+    /// The document as it stands in the record; the whole record if nothing else is in it.
+    pub text: &'a [u8],
+    /// Place of the document among the record's, as the virtual column says it.
+    pub sub_sequence_number: u64,
+}
+
+/// What is told of each part of a record that is no row.
+pub(super) type Report<'r, 'a> = &'r mut dyn FnMut(Refused<'a>);
+
+/// How far we are in a record.
+#[derive(Default)]
+struct Progress {
+    /// Number of the first document.
+    first: u64,
+    /// Number of the next one.
+    number: u64,
+    refused: usize,
+    /// Bytes of the record that were read and then refused.
+    vain: usize,
+    /// Size of the block when it was first looked at.
+    row_bytes: Option<usize>,
+    /// Inside an array of documents.
+    in_array: bool,
+    /// A document came, and no comma since.
+    comma_may_follow: bool,
+    /// A comma came, and no document since.
+    comma_came: bool,
+    /// A bound was reached: the rest is refused as it is.
+    is_exhausted: bool,
+}
+
+/// What became of a document.
+enum Verdict {
+    /// It is a row.
+    Row,
+    /// It is none, and ends at the cursor.
+    Refused(Fail),
+    /// It is none, and where it ends is not known.
+    Broken(Fail),
+}
+
+impl Decoder {
+    /// Reads the documents of a record, each into one more row or into a report.
+    #[inline(always)]
+    pub(super) fn documents<'a>(
+        &mut self,
+        record: &'a [u8],
+        meta: &RecordMeta<'_>,
+        block: &mut Block,
+        report: Report<'_, 'a>,
+    ) -> u64 {
+        let mut progress = Progress {
+            first: meta.sub_sequence_number,
+            number: meta.sub_sequence_number,
+            ..Progress::default()
+        };
+        if simdutf8::basic::from_utf8(record).is_ok() {
+            self.read_on(record, meta, block, &mut progress, report);
+        } else {
+            self.read_damaged(record, meta, block, &mut progress, report);
+        }
+        progress.number - meta.sub_sequence_number
+    }
+
+    /// The same for a record that is not UTF-8: what is wrong in one line does not concern the others.
+    #[cold]
+    fn read_damaged<'a>(
+        &mut self,
+        record: &'a [u8],
+        meta: &RecordMeta<'_>,
+        block: &mut Block,
+        progress: &mut Progress,
+        report: Report<'_, 'a>,
+    ) {
+        let mut start = 0;
+        while start < record.len() && !progress.is_exhausted {
+            let end = next_line(record, start).unwrap_or(record.len());
+            let piece = &record[start..end];
+            if let Err(invalid) = simdutf8::compat::from_utf8(piece) {
+                let at = start + invalid.valid_up_to();
+                let message = format!("the record is not UTF-8: invalid byte at {at} of {}", record.len());
+                let fail = Fail::other(RejectionKind::InvalidUtf8, at, message);
+                progress.document_came();
+                progress.is_exhausted = progress.refused + 1 >= MAX_REFUSED;
+                progress.refuse(fail.into_rejection(record), piece, report);
+            } else {
+                self.read_on(piece, meta, block, progress, report);
+            }
+            start = end;
+        }
+        if start < record.len() {
+            progress.refuse_rest(record, start, report);
+        }
+    }
+
+    /// Reads the documents of a text.
+    #[inline(always)]
+    fn read_on<'a>(
+        &mut self,
+        text: &'a [u8],
+        meta: &RecordMeta<'_>,
+        block: &mut Block,
+        progress: &mut Progress,
+        report: Report<'_, 'a>,
+    ) {
+        let mut cursor = Cursor::new(text);
+        loop {
+            cursor.skip_space();
+            let start = cursor.position();
+            let verdict = match cursor.peek() {
+                Some(b'{') => self.document(&mut cursor, start, text, meta, block, progress),
+                None => return progress.end(text, report),
+                Some(byte) => {
+                    if progress.punctuation(byte, text, &mut cursor, report) {
+                        continue;
+                    }
+                    no_object(&mut cursor, start, text)
+                }
+            };
+            progress.document_came();
+            match verdict {
+                Verdict::Row => progress.number += 1,
+                verdict => {
+                    if !progress.pass(verdict, start, text, &mut cursor, report) {
+                        return;
+                    }
+                }
+            }
+            if progress.has_become_too_much(block) {
+                progress.is_exhausted = true;
+                return progress.refuse_rest(text, cursor.position(), report);
+            }
+        }
+    }
+
+    /// Reads the object at the cursor into one more row. If it is none, the block is as it was.
+    #[inline(always)]
+    fn document(
+        &mut self,
+        cursor: &mut Cursor<'_>,
+        start: usize,
+        text: &[u8],
+        meta: &RecordMeta<'_>,
+        block: &mut Block,
+        progress: &Progress,
+    ) -> Verdict {
+        let appended = self.append_json(cursor, block).and_then(|()| {
+            let raw = progress.alone(text, start, cursor.position());
+            self.append_about(raw, progress.number, meta, block)
+        });
+        match appended {
+            Ok(()) => {
+                block.finish_row();
+                Verdict::Row
+            }
+            Err(fail) => {
+                block.truncate(block.rows());
+                explain(fail, cursor, start)
+            }
+        }
+    }
+}
+
+impl Progress {
+    /// What stands between two places of a text; the whole text if nothing else is in it.
+    #[inline(always)]
+    fn alone<'a>(&self, text: &'a [u8], start: usize, end: usize) -> &'a [u8] {
+        let is_alone = self.number == self.first
+            && text[..start].trim_ascii_start().is_empty()
+            && text[end..].trim_ascii_start().is_empty();
+        if is_alone { text } else { &text[start..end] }
+    }
+
+    #[inline(always)]
+    fn document_came(&mut self) {
+        self.comma_may_follow = true;
+        self.comma_came = false;
+    }
+
+    /// Goes past what may stand between documents; false if this may not.
+    #[cold]
+    fn punctuation<'a>(&mut self, byte: u8, text: &'a [u8], cursor: &mut Cursor<'a>, report: Report<'_, 'a>) -> bool {
+        let start = cursor.position();
+        match byte {
+            b',' if self.comma_may_follow => self.comma_came = true,
+            b'[' if !self.in_array && !self.comma_came => self.in_array = true,
+            b']' if self.in_array && !self.comma_came => self.in_array = false,
+            _ => return false,
+        }
+        cursor.restart(start + 1);
+        if byte == b'[' {
+            cursor.skip_space();
+            if cursor.peek() == Some(b']') {
+                self.in_array = false;
+                cursor.restart(cursor.position() + 1);
+                let empty = Fail::other(RejectionKind::EmptyRecord, start, "the record is an empty array");
+                let alone = self.alone(text, start, cursor.position());
+                self.refuse(empty.into_rejection(text), alone, report);
+            }
+        }
+        self.comma_may_follow = false;
+        true
+    }
+
+    /// Reports a document that is no row and goes past it; false if the rest of the text was refused with it.
+    #[cold]
+    fn pass<'a>(
+        &mut self,
+        verdict: Verdict,
+        start: usize,
+        text: &'a [u8],
+        cursor: &mut Cursor<'a>,
+        report: Report<'_, 'a>,
+    ) -> bool {
+        let end = cursor.position();
+        self.vain += end.saturating_sub(start);
+        let (fail, next) = match verdict {
+            Verdict::Row => return true,
+            Verdict::Refused(fail) => (fail, Some(end)),
+            Verdict::Broken(fail) => (fail, next_line(text, start)),
+        };
+        let end = next.unwrap_or(text.len());
+        self.refuse(fail.into_rejection(text), self.alone(text, start, end), report);
+        cursor.restart(end);
+        self.is_exhausted = self.refused >= MAX_REFUSED || self.vain > MAX_VAIN_READINGS * text.len();
+        if self.is_exhausted {
+            self.refuse_rest(text, end, report);
+        }
+        next.is_some() && !self.is_exhausted
+    }
+
+    #[cold]
+    fn refuse<'a>(&mut self, rejection: Rejection, text: &'a [u8], report: Report<'_, 'a>) {
+        report(Refused {
+            rejection,
+            text,
+            sub_sequence_number: self.number,
+        });
+        self.refused += 1;
+        self.number += 1;
+    }
+
+    /// Reports what stands from `start` on without having read it.
+    #[cold]
+    fn refuse_rest<'a>(&mut self, text: &'a [u8], start: usize, report: Report<'_, 'a>) {
+        let rest = &text[start..];
+        if rest.trim_ascii_start().is_empty() {
+            return;
+        }
+        let why = if self.refused >= MAX_REFUSED {
+            format!("{MAX_REFUSED} documents of this record were refused before")
+        } else if self.vain > MAX_VAIN_READINGS * text.len() {
+            "what was refused before was read too often".to_owned()
+        } else {
+            format!("its documents before became {} MiB of rows", MAX_ROW_BYTES >> 20)
+        };
+        let message = format!("the rest of the record was not read: {why}; put fewer documents into a record");
+        let fail = Fail::other(RejectionKind::TooManyDocuments, start, message);
+        self.refuse(fail.into_rejection(text), rest, report);
+    }
+
+    /// Reports what is missing where a text ends.
+    #[inline(always)]
+    fn end<'a>(&mut self, text: &'a [u8], report: Report<'_, 'a>) {
+        if self.in_array || self.number == self.first {
+            self.end_too_early(text, report);
+        }
+    }
+
+    #[cold]
+    fn end_too_early<'a>(&mut self, text: &'a [u8], report: Report<'_, 'a>) {
+        let fail = if std::mem::take(&mut self.in_array) {
+            Fail::malformed(text.len(), "the array of the record's documents is not closed")
+        } else if text.is_empty() {
+            Fail::other(RejectionKind::EmptyRecord, 0, "the record is empty")
+        } else {
+            Fail::other(RejectionKind::EmptyRecord, 0, "the record holds only white space")
+        };
+        self.refuse(fail.into_rejection(text), text, report);
+    }
+
+    /// Whether the rows of this record are too large.
+    #[inline(always)]
+    fn has_become_too_much(&mut self, block: &Block) -> bool {
+        if !self.number.is_multiple_of(MEASURE_AFTER_DOCUMENTS) {
+            return false;
+        }
+        let bytes = block.encoded_bytes();
+        bytes.saturating_sub(*self.row_bytes.get_or_insert(bytes)) > MAX_ROW_BYTES
+    }
+}
+
+/// What becomes of a document that is no row: one that is no JSON is called that, wherever else it was at fault first.
+#[cold]
+fn explain(fail: Fail, cursor: &mut Cursor<'_>, start: usize) -> Verdict {
+    if matches!(fail.kind(), RejectionKind::MalformedJson | RejectionKind::TooDeep) {
+        return Verdict::Broken(fail);
+    }
+    cursor.restart(start);
+    match cursor.skip_value() {
+        Ok(_) => Verdict::Refused(fail),
+        Err(broken) => Verdict::Broken(broken),
+    }
+}
+
+/// The verdict on something else than an object.
+#[cold]
+fn no_object(cursor: &mut Cursor<'_>, start: usize, text: &[u8]) -> Verdict {
+    if start == 0 && text.starts_with("\u{feff}".as_bytes()) {
+        let what = "the record starts with a byte order mark; expected a JSON object";
+        return Verdict::Broken(Fail::malformed(0, what));
+    }
+    let fail = cursor.expected("expected a JSON object");
+    match cursor.skip_value() {
+        Ok(_) => Verdict::Refused(fail),
+        Err(_) => Verdict::Broken(fail),
+    }
+}
+
+/// Where the next line begins that starts with an object.
+fn next_line(text: &[u8], after: usize) -> Option<usize> {
+    let rest = text.get(after + 1..)?;
+    memchr::memmem::find(rest, b"\n{").map(|newline| after + 1 + newline + 1)
+}
