@@ -12,7 +12,7 @@
 use super::{
     Decoder, RecordMeta,
     cursor::Cursor,
-    reject::{Fail, Rejection, RejectionKind},
+    reject::{Attempt, Fail, Rejection, RejectionKind},
 };
 use crate::batch::block::Block;
 
@@ -73,7 +73,7 @@ enum Verdict {
 }
 
 impl Decoder {
-    /// Reads the documents of a record, each into one more row or into a report.
+    /// Reads the documents of a record, each into one more row or into a report. Most records are one document.
     #[inline(always)]
     pub(super) fn documents<'a>(
         &mut self,
@@ -82,17 +82,71 @@ impl Decoder {
         block: &mut Block,
         report: Report<'_, 'a>,
     ) -> u64 {
-        let mut progress = Progress {
-            first: meta.sub_sequence_number,
-            number: meta.sub_sequence_number,
-            ..Progress::default()
-        };
-        if simdutf8::basic::from_utf8(record).is_ok() {
-            self.read_on(record, meta, block, &mut progress, report);
-        } else {
+        if simdutf8::basic::from_utf8(record).is_err() {
+            let mut progress = Progress::at(meta.sub_sequence_number);
             self.read_damaged(record, meta, block, &mut progress, report);
+            return progress.number - progress.first;
         }
-        progress.number - meta.sub_sequence_number
+        let mut cursor = Cursor::new(record);
+        cursor.skip_space();
+        let start = cursor.position();
+        if cursor.peek() == Some(b'{') {
+            let appended = self.append_first(&mut cursor, start, record, meta, block);
+            if appended.is_ok() && cursor.peek().is_none() {
+                return 1;
+            }
+            return self.read_after_first(appended, &mut cursor, start, record, meta, block, report);
+        }
+        let mut progress = Progress::at(meta.sub_sequence_number);
+        self.read_on(&mut cursor, record, meta, block, &mut progress, report);
+        progress.number - progress.first
+    }
+
+    /// Reads the record's first document into one more row, and goes past the space after it.
+    #[inline(always)]
+    fn append_first(
+        &mut self,
+        cursor: &mut Cursor<'_>,
+        start: usize,
+        record: &[u8],
+        meta: &RecordMeta<'_>,
+        block: &mut Block,
+    ) -> Attempt<()> {
+        self.append_json(cursor, block)?;
+        let end = cursor.position();
+        cursor.skip_space();
+        let raw = if cursor.peek().is_none() {
+            record
+        } else {
+            &record[start..end]
+        };
+        self.append_about(raw, meta.sub_sequence_number, meta, block)?;
+        block.finish_row();
+        Ok(())
+    }
+
+    /// The rest of a record whose first document is no row, or not the only one.
+    #[inline(never)]
+    #[allow(
+        clippy::too_many_arguments,
+        reason = "the cold half of a function that was cut in two"
+    )]
+    fn read_after_first<'a>(
+        &mut self,
+        first: Attempt<()>,
+        cursor: &mut Cursor<'a>,
+        start: usize,
+        record: &'a [u8],
+        meta: &RecordMeta<'_>,
+        block: &mut Block,
+        report: Report<'_, 'a>,
+    ) -> u64 {
+        let mut progress = Progress::at(meta.sub_sequence_number);
+        let verdict = verdict(first, cursor, start, block);
+        if progress.take(verdict, start, record, cursor, block, report) {
+            self.read_on(cursor, record, meta, block, &mut progress, report);
+        }
+        progress.number - progress.first
     }
 
     /// The same for a record that is not UTF-8: what is wrong in one line does not concern the others.
@@ -117,7 +171,7 @@ impl Decoder {
                 progress.is_exhausted = progress.refused + 1 >= MAX_REFUSED;
                 progress.refuse(fail.into_rejection(record), piece, report);
             } else {
-                self.read_on(piece, meta, block, progress, report);
+                self.read_on(&mut Cursor::new(piece), piece, meta, block, progress, report);
             }
             start = end;
         }
@@ -126,49 +180,41 @@ impl Decoder {
         }
     }
 
-    /// Reads the documents of a text.
-    #[inline(always)]
+    /// Reads the documents of a text from the cursor on.
+    #[inline(never)]
     fn read_on<'a>(
         &mut self,
+        cursor: &mut Cursor<'a>,
         text: &'a [u8],
         meta: &RecordMeta<'_>,
         block: &mut Block,
         progress: &mut Progress,
         report: Report<'_, 'a>,
     ) {
-        let mut cursor = Cursor::new(text);
         loop {
             cursor.skip_space();
             let start = cursor.position();
-            let verdict = match cursor.peek() {
-                Some(b'{') => self.document(&mut cursor, start, text, meta, block, progress),
+            let found = match cursor.peek() {
+                Some(b'{') => {
+                    let appended = self.append_next(cursor, start, text, meta, block, progress);
+                    verdict(appended, cursor, start, block)
+                }
                 None => return progress.end(text, report),
                 Some(byte) => {
-                    if progress.punctuation(byte, text, &mut cursor, report) {
+                    if progress.punctuation(byte, text, cursor, report) {
                         continue;
                     }
-                    no_object(&mut cursor, start, text)
+                    no_object(cursor, start, text)
                 }
             };
-            progress.document_came();
-            match verdict {
-                Verdict::Row => progress.number += 1,
-                verdict => {
-                    if !progress.pass(verdict, start, text, &mut cursor, report) {
-                        return;
-                    }
-                }
-            }
-            if progress.has_become_too_much(block) {
-                progress.is_exhausted = true;
-                return progress.refuse_rest(text, cursor.position(), report);
+            if !progress.take(found, start, text, cursor, block, report) {
+                return;
             }
         }
     }
 
-    /// Reads the object at the cursor into one more row. If it is none, the block is as it was.
-    #[inline(always)]
-    fn document(
+    /// Reads the object at the cursor into one more row.
+    fn append_next(
         &mut self,
         cursor: &mut Cursor<'_>,
         start: usize,
@@ -176,27 +222,28 @@ impl Decoder {
         meta: &RecordMeta<'_>,
         block: &mut Block,
         progress: &Progress,
-    ) -> Verdict {
-        let appended = self.append_json(cursor, block).and_then(|()| {
-            let raw = progress.alone(text, start, cursor.position());
-            self.append_about(raw, progress.number, meta, block)
-        });
-        match appended {
-            Ok(()) => {
-                block.finish_row();
-                Verdict::Row
-            }
-            Err(fail) => {
-                block.truncate(block.rows());
-                explain(fail, cursor, start)
-            }
+    ) -> Attempt<()> {
+        self.append_json(cursor, block)?;
+        let raw = progress.alone(text, start, cursor.position());
+        self.append_about(raw, progress.number, meta, block)?;
+        block.finish_row();
+        Ok(())
+    }
+}
+
+/// What became of a document. If it is no row, the block is as it was before.
+fn verdict(appended: Attempt<()>, cursor: &mut Cursor<'_>, start: usize, block: &mut Block) -> Verdict {
+    match appended {
+        Ok(()) => Verdict::Row,
+        Err(fail) => {
+            block.truncate(block.rows());
+            explain(fail, cursor, start)
         }
     }
 }
 
 impl Progress {
     /// What stands between two places of a text; the whole text if nothing else is in it.
-    #[inline(always)]
     fn alone<'a>(&self, text: &'a [u8], start: usize, end: usize) -> &'a [u8] {
         let is_alone = self.number == self.first
             && text[..start].trim_ascii_start().is_empty()
@@ -204,10 +251,43 @@ impl Progress {
         if is_alone { text } else { &text[start..end] }
     }
 
-    #[inline(always)]
+    fn at(first: u64) -> Progress {
+        Progress {
+            first,
+            number: first,
+            ..Progress::default()
+        }
+    }
+
     fn document_came(&mut self) {
         self.comma_may_follow = true;
         self.comma_came = false;
+    }
+
+    /// Notes what became of a document, and goes past it; false if nothing of the text is left to be read.
+    fn take<'a>(
+        &mut self,
+        verdict: Verdict,
+        start: usize,
+        text: &'a [u8],
+        cursor: &mut Cursor<'a>,
+        block: &Block,
+        report: Report<'_, 'a>,
+    ) -> bool {
+        self.document_came();
+        match verdict {
+            Verdict::Row => self.number += 1,
+            verdict => {
+                if !self.pass(verdict, start, text, cursor, report) {
+                    return false;
+                }
+            }
+        }
+        if self.has_become_too_much(block) {
+            self.is_exhausted = true;
+            self.refuse_rest(text, cursor.position(), report);
+        }
+        !self.is_exhausted
     }
 
     /// Goes past what may stand between documents; false if this may not.
@@ -293,7 +373,6 @@ impl Progress {
     }
 
     /// Reports what is missing where a text ends.
-    #[inline(always)]
     fn end<'a>(&mut self, text: &'a [u8], report: Report<'_, 'a>) {
         if self.in_array || self.number == self.first {
             self.end_too_early(text, report);
@@ -313,7 +392,6 @@ impl Progress {
     }
 
     /// Whether the rows of this record are too large.
-    #[inline(always)]
     fn has_become_too_much(&mut self, block: &Block) -> bool {
         if !self.number.is_multiple_of(MEASURE_AFTER_DOCUMENTS) {
             return false;
