@@ -161,6 +161,9 @@ pub struct Decoding {
     /// Columns are also filled from objects inside the record, by the keys that lead to a value with this between them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub flatten_separator: Option<String>,
+    /// Records are taken as they are: aggregates are not split, and nothing is decompressed.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub keep_packed: bool,
 }
 
 impl Decoding {

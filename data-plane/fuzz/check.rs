@@ -195,10 +195,10 @@ impl<'a> Bench<'a> {
 }
 
 /// What is refused of a record: rejection, text, and place. Every document is a row or in it, and nothing is in it twice.
-fn decode<'a>(decoder: &mut Decoder, record: &'a [u8], block: &mut Block) -> Vec<(Rejection, &'a [u8], u64)> {
+fn decode(decoder: &mut Decoder, record: &[u8], block: &mut Block) -> Vec<(Rejection, Vec<u8>, u64)> {
     let (mut refused, rows) = (Vec::new(), block.rows());
     let documents = decoder.decode(record, &META, block, &mut |part| {
-        refused.push((part.rejection, part.text, part.sub_sequence_number));
+        refused.push((part.rejection, part.text.to_vec(), part.sub_sequence_number));
     });
     assert_eq!(
         block.rows() - rows + refused.len(),
@@ -211,7 +211,7 @@ fn decode<'a>(decoder: &mut Decoder, record: &'a [u8], block: &mut Block) -> Vec
 }
 
 /// What two other parsers say to the record must agree with the verdict.
-fn grammar(record: &[u8], refused: &[(Rejection, &[u8], u64)]) {
+fn grammar(record: &[u8], refused: &[(Rejection, Vec<u8>, u64)]) {
     let is_object = serde_json::from_slice::<serde::de::IgnoredAny>(record).is_ok()
         && record.trim_ascii_start().first() == Some(&b'{');
     let mut is_json = true;

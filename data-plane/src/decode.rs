@@ -3,8 +3,8 @@
 //! ```text
 //!   mapping -- compile --> Plan (immutable, shared)
 //!                            |
-//!   record + RecordMeta --> Decoder ----> Block    one more row for each document
-//!                                    `--> Refused  and the block as it was
+//!   record + RecordMeta --> unpack --> documents --> Block    one more row for each document
+//!                                                `--> Refused  and the block as it was
 //! ```
 //!
 //! The record's bytes are read where they lie and are not changed. There is no tree and no token list of the record:
@@ -36,6 +36,7 @@ mod plan;
 mod reject;
 mod scalar;
 mod temporal;
+mod unpack;
 mod value;
 mod virtual_columns;
 
@@ -50,6 +51,7 @@ use crate::batch::block::Block;
 use cursor::Cursor;
 use keys::Pattern;
 use reject::Attempt;
+use unpack::Unpacker;
 
 /// What is known of a record besides its bytes.
 #[derive(Debug, Clone, Copy)]
@@ -66,6 +68,15 @@ pub struct RecordMeta<'a> {
     pub sequence_number: &'a [u8],
     /// Place within its Kinesis record, from 0, of the record's first document.
     pub sub_sequence_number: u64,
+}
+
+/// What a record held.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Decoded {
+    /// Documents, of which each is a row or was refused.
+    pub documents: u64,
+    /// Bytes of its messages after they were unpacked.
+    pub bytes: usize,
 }
 
 /// Decodes records one after the other into blocks of one plan.
@@ -90,6 +101,7 @@ pub struct Decoder {
     name: Vec<u8>,
     /// The object of what no column is for.
     kept: Vec<u8>,
+    unpacker: Unpacker,
 }
 
 /// What a key is for: numbers of the plan, or [`NONE`].
@@ -130,23 +142,29 @@ impl Decoder {
             branches: Vec::new(),
             name: Vec::new(),
             kept: Vec::new(),
+            unpacker: Unpacker::default(),
             plan,
         }
     }
 
     /// Reads the documents of a record, each into one more row of the block; what is no row is reported, with the place among
-    /// the record's documents that its virtual column would have had, and leaves the block as it was. Returns how many
-    /// documents there were, of both kinds. A record of which nothing is read as JSON is one row.
+    /// the record's documents that its virtual column would have had, and leaves the block as it was. A record that is packed
+    /// is unpacked before. If nothing is read as JSON, each message is one row.
     #[inline(never)]
-    pub fn decode<'a>(
+    pub fn decode(
         &mut self,
-        record: &'a [u8],
+        record: &[u8],
         meta: &RecordMeta<'_>,
         block: &mut Block,
-        report: &mut dyn FnMut(Refused<'a>),
-    ) -> u64 {
+        report: &mut dyn FnMut(Refused<'_>),
+    ) -> Decoded {
+        if unpack::may_be_packed(record) && !self.plan.keep_packed {
+            return self.packed(record, meta, block, report);
+        }
+        let bytes = record.len();
         if self.plan.parses_json() {
-            return self.documents(record, meta, block, report);
+            let documents = self.documents(record, meta, block, report);
+            return Decoded { documents, bytes };
         }
         match self.append_about(record, meta.sub_sequence_number, meta, block) {
             Ok(()) => block.finish_row(),
@@ -155,11 +173,12 @@ impl Decoder {
                 report(Refused {
                     rejection: fail.into_rejection(record),
                     text: record,
+                    partition_key: None,
                     sub_sequence_number: meta.sub_sequence_number,
                 });
             }
         }
-        1
+        Decoded { documents: 1, bytes }
     }
 
     /// The same for who takes a record whole or not at all: the first refusal, and then the block as it was.

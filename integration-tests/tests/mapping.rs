@@ -1,18 +1,40 @@
-//! What a pipe makes of records by its mapping, all the way: fields by path and pointer, constants, what is required, flattened
-//! or asked for by nobody, and records of several documents.
+//! What a pipe makes of records, all the way: fields by path and pointer, constants, what is required, flattened or asked for by
+//! nobody, records of several documents, and what producers packed.
 
 use std::time::Duration;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, ensure};
 use millrace_integration_tests::{
     clickhouse::{ClickHouse, Request},
     cluster::{Cluster, Options, Table, pipe_spec},
     kinesis::{Emulator, Handle, Options as KinesisOptions, Put},
+    process::python,
 };
 use millrace_proto::api::v1::{self as api, UnknownFieldPolicy};
 
 const LIMIT: Duration = Duration::from_secs(60);
 const STREAM: &str = "clicks";
+
+/// Records as producers pack them, in base64, a line for each.
+const PACK: &str = r#"
+import base64, gzip, json, zlib
+from aws_kinesis_agg.aggregator import RecordAggregator
+
+def document(n, **more):
+    return json.dumps({"id": n, "text": "x" * 50, **more}).encode()
+
+aggregator = RecordAggregator()
+for n in range(3):
+    aggregator.add_user_record(f"user-{n}", document(n))
+aggregator.add_user_record("user-3", gzip.compress(document(3) + b"\n" + document(4)))
+aggregator.add_user_record("user-4", b"not json")
+aggregator.add_user_record("user-4", document(5), "12345")
+aggregate = aggregator.clear_and_get().get_contents()[2]
+damaged = aggregate[:-1] + bytes([aggregate[-1] ^ 1])
+records = [aggregate, gzip.compress(document(6)), zlib.compress(document(7)), damaged, gzip.compress(document(8))[:-5], document(9)]
+for record in records:
+    print(base64.b64encode(record).decode())
+"#;
 
 /// A pipe over these records into a table with these columns.
 struct Bed {
@@ -37,8 +59,8 @@ impl Bed {
         })
     }
 
-    fn put(&self, records: &[&str]) -> anyhow::Result<()> {
-        let puts = records.iter().map(|record| Put::new("key", record.as_bytes()));
+    fn put<R: AsRef<[u8]>>(&self, records: &[R]) -> anyhow::Result<()> {
+        let puts = records.iter().map(|record| Put::new("key", record.as_ref()));
         self.kinesis.put_records_direct(STREAM, puts)?;
         Ok(())
     }
@@ -190,5 +212,62 @@ async fn objects_are_flattened_and_strangers_refused() -> anyhow::Result<()> {
     bed.put(&[r#"{"id":4,"user":{"age":9,"id":5}}"#])?;
     let totals = bed.cluster.wait_for_records("flat", 4, LIMIT).await?;
     assert_eq!((totals.rows, totals.rejected_records), (3, 1));
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_producers_pack_is_unpacked() -> anyhow::Result<()> {
+    let bed = Bed::start().await?;
+    let python = python().context("aws_kinesis_agg is installed by deploy/dev/tools.sh test")?;
+    let packed = tokio::process::Command::new(python).args(["-c", PACK]).output().await?;
+    ensure!(packed.status.success(), "{}", String::from_utf8_lossy(&packed.stderr));
+    let records = String::from_utf8(packed.stdout)?
+        .lines()
+        .map(|line| base64_simd::STANDARD.decode_to_vec(line))
+        .collect::<Result<Vec<_>, _>>()?;
+    bed.put(&records)?;
+    let columns = [("id", "UInt64"), ("_key", "String"), ("_sub_sequence_number", "UInt64")];
+    let totals = bed.run("packed", bed.pipe("packed", &columns), records.len()).await?;
+    assert_eq!((totals.records, totals.rows, totals.rejected_records), (6, 9, 3));
+    let bytes: usize = records.iter().map(Vec::len).sum();
+    assert_eq!(totals.bytes, bytes as u64, "payload bytes are those that Kinesis holds");
+    assert_eq!(
+        bed.lines("SELECT * FROM db.packed ORDER BY id FORMAT JSONCompactEachRow")
+            .await?,
+        [
+            r#"[0,"user-0",0]"#,
+            r#"[1,"user-1",1]"#,
+            r#"[2,"user-2",2]"#,
+            r#"[3,"user-3",3]"#,
+            r#"[4,"user-3",4]"#,
+            r#"[5,"user-4",6]"#,
+            r#"[6,"key",0]"#,
+            r#"[7,"key",0]"#,
+            r#"[9,"key",0]"#,
+        ]
+    );
+    assert_eq!(
+        bed.lines(
+            "SELECT error_type, record_key, sub_sequence_number, length(record_value) FROM db.packed_millrace_error \
+             ORDER BY ALL FORMAT JSONCompactEachRow"
+        )
+        .await?,
+        [
+            format!(r#"["damaged_aggregate","key",0,{}]"#, records[3].len()),
+            format!(r#"["damaged_compression","key",0,{}]"#, records[4].len()),
+            r#"["malformed_json","user-4",5,8]"#.to_owned(),
+        ]
+    );
+
+    // The same stream as it is.
+    let mut raw = bed.pipe("raw", &[("_raw_message", "String")]);
+    raw.decoding = Some(api::Decoding {
+        keep_packed: true,
+        ..Default::default()
+    });
+    let totals = bed.run("raw", raw, records.len()).await?;
+    assert_eq!((totals.rows, totals.rejected_records), (6, 0));
+    let lengths = bed.lines("SELECT sum(length(_raw_message)) FROM db.raw").await?;
+    assert_eq!(lengths, [bytes.to_string()]);
     Ok(())
 }

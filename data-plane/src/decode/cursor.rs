@@ -71,6 +71,14 @@ impl<'a> Cursor<'a> {
         }
     }
 
+    /// Behind the last byte.
+    pub(super) fn at_end(bytes: &'a [u8]) -> Cursor<'a> {
+        Cursor {
+            position: bytes.len(),
+            ..Cursor::new(bytes)
+        }
+    }
+
     pub(crate) fn position(&self) -> usize {
         self.position
     }

@@ -10,9 +10,10 @@
 //! - However a record is made, the work is linear in its length, and so is what is refused; its rows are bounded, too.
 
 use super::{
-    Decoder, RecordMeta,
+    Decoded, Decoder, RecordMeta,
     cursor::Cursor,
     reject::{Attempt, Fail, Rejection, RejectionKind},
+    unpack::Message,
 };
 use crate::batch::block::Block;
 
@@ -31,19 +32,21 @@ const MAX_VAIN_READINGS: usize = 4;
 pub struct Refused<'a> {
     /// Why.
     pub rejection: Rejection,
-    /// The document as it stands in the record; the whole record if nothing else is in it.
+    /// The document as it stands in the record, or in what that was unpacked to; all of it if nothing else is in it.
     pub text: &'a [u8],
+    /// Partition key of the message in an aggregate; `None`: the record's own.
+    pub partition_key: Option<&'a [u8]>,
     /// Place of the document among the record's, as the virtual column says it.
     pub sub_sequence_number: u64,
 }
 
 /// What is told of each part of a record that is no row.
-pub(super) type Report<'r, 'a> = &'r mut dyn FnMut(Refused<'a>);
+pub(super) type Report<'r> = &'r mut dyn FnMut(Refused<'_>);
 
 /// How far we are in a record.
 #[derive(Default)]
 struct Progress {
-    /// Number of the first document.
+    /// Number of the message's first document.
     first: u64,
     /// Number of the next one.
     number: u64,
@@ -80,7 +83,7 @@ impl Decoder {
         record: &'a [u8],
         meta: &RecordMeta<'_>,
         block: &mut Block,
-        report: Report<'_, 'a>,
+        report: Report<'_>,
     ) -> u64 {
         if simdutf8::basic::from_utf8(record).is_err() {
             let mut progress = Progress::at(meta.sub_sequence_number);
@@ -139,7 +142,7 @@ impl Decoder {
         record: &'a [u8],
         meta: &RecordMeta<'_>,
         block: &mut Block,
-        report: Report<'_, 'a>,
+        report: Report<'_>,
     ) -> u64 {
         let mut progress = Progress::at(meta.sub_sequence_number);
         let verdict = verdict(first, cursor, start, block);
@@ -147,6 +150,88 @@ impl Decoder {
             self.read_on(cursor, record, meta, block, &mut progress, report);
         }
         progress.number - progress.first
+    }
+
+    /// The messages of a record that may be packed, and their documents.
+    #[inline(never)]
+    pub(super) fn packed(
+        &mut self,
+        record: &[u8],
+        meta: &RecordMeta<'_>,
+        block: &mut Block,
+        report: Report<'_>,
+    ) -> Decoded {
+        let whole = Message {
+            partition_key: meta.partition_key,
+            bytes: record,
+        };
+        let mut unpacker = std::mem::take(&mut self.unpacker);
+        let mut progress = Progress::at(meta.sub_sequence_number);
+        let (mut bytes, mut passed_over) = (0, 0);
+        unpacker.each(whole, !self.plan.parses_json(), &mut |message, rejection| {
+            if progress.is_exhausted {
+                passed_over += 1;
+                return;
+            }
+            bytes += message.bytes.len();
+            progress.message_comes();
+            let mut report = |refused: Refused<'_>| {
+                report(Refused {
+                    partition_key: Some(message.partition_key),
+                    ..refused
+                });
+            };
+            let meta = RecordMeta {
+                partition_key: message.partition_key,
+                ..*meta
+            };
+            match rejection {
+                Some(rejection) => progress.refuse(rejection, message.bytes, &mut report),
+                None => self.message(message.bytes, &meta, block, &mut progress, &mut report),
+            }
+            progress.is_exhausted |= progress.refused >= MAX_REFUSED;
+        });
+        self.unpacker = unpacker;
+        if passed_over > 0 {
+            let message = format!(
+                "{passed_over} messages of this aggregate were not read, because too much was refused, or made of, those before"
+            );
+            let fail = Fail::other(RejectionKind::TooManyDocuments, 0, message);
+            progress.refuse(fail.into_rejection(record), record, report);
+        }
+        Decoded {
+            documents: progress.number - meta.sub_sequence_number,
+            bytes,
+        }
+    }
+
+    /// The documents of a message.
+    fn message(
+        &mut self,
+        message: &[u8],
+        meta: &RecordMeta<'_>,
+        block: &mut Block,
+        progress: &mut Progress,
+        report: Report<'_>,
+    ) {
+        if !self.plan.parses_json() {
+            let appended = self.append_about(message, progress.number, meta, block);
+            let verdict = match appended {
+                Ok(()) => {
+                    block.finish_row();
+                    Verdict::Row
+                }
+                Err(fail) => {
+                    block.truncate(block.rows());
+                    Verdict::Refused(fail)
+                }
+            };
+            progress.take(verdict, 0, message, &mut Cursor::at_end(message), block, report);
+        } else if simdutf8::basic::from_utf8(message).is_ok() {
+            self.read_on(&mut Cursor::new(message), message, meta, block, progress, report);
+        } else {
+            self.read_damaged(message, meta, block, progress, report);
+        }
     }
 
     /// The same for a record that is not UTF-8: what is wrong in one line does not concern the others.
@@ -157,7 +242,7 @@ impl Decoder {
         meta: &RecordMeta<'_>,
         block: &mut Block,
         progress: &mut Progress,
-        report: Report<'_, 'a>,
+        report: Report<'_>,
     ) {
         let mut start = 0;
         while start < record.len() && !progress.is_exhausted {
@@ -189,7 +274,7 @@ impl Decoder {
         meta: &RecordMeta<'_>,
         block: &mut Block,
         progress: &mut Progress,
-        report: Report<'_, 'a>,
+        report: Report<'_>,
     ) {
         loop {
             cursor.skip_space();
@@ -259,6 +344,13 @@ impl Progress {
         }
     }
 
+    fn message_comes(&mut self) {
+        self.first = self.number;
+        self.in_array = false;
+        self.comma_may_follow = false;
+        self.comma_came = false;
+    }
+
     fn document_came(&mut self) {
         self.comma_may_follow = true;
         self.comma_came = false;
@@ -272,7 +364,7 @@ impl Progress {
         text: &'a [u8],
         cursor: &mut Cursor<'a>,
         block: &Block,
-        report: Report<'_, 'a>,
+        report: Report<'_>,
     ) -> bool {
         self.document_came();
         match verdict {
@@ -292,7 +384,7 @@ impl Progress {
 
     /// Goes past what may stand between documents; false if this may not.
     #[cold]
-    fn punctuation<'a>(&mut self, byte: u8, text: &'a [u8], cursor: &mut Cursor<'a>, report: Report<'_, 'a>) -> bool {
+    fn punctuation<'a>(&mut self, byte: u8, text: &'a [u8], cursor: &mut Cursor<'a>, report: Report<'_>) -> bool {
         let start = cursor.position();
         match byte {
             b',' if self.comma_may_follow => self.comma_came = true,
@@ -323,7 +415,7 @@ impl Progress {
         start: usize,
         text: &'a [u8],
         cursor: &mut Cursor<'a>,
-        report: Report<'_, 'a>,
+        report: Report<'_>,
     ) -> bool {
         let end = cursor.position();
         self.vain += end.saturating_sub(start);
@@ -343,10 +435,11 @@ impl Progress {
     }
 
     #[cold]
-    fn refuse<'a>(&mut self, rejection: Rejection, text: &'a [u8], report: Report<'_, 'a>) {
+    fn refuse<'a>(&mut self, rejection: Rejection, text: &'a [u8], report: Report<'_>) {
         report(Refused {
             rejection,
             text,
+            partition_key: None,
             sub_sequence_number: self.number,
         });
         self.refused += 1;
@@ -355,7 +448,7 @@ impl Progress {
 
     /// Reports what stands from `start` on without having read it.
     #[cold]
-    fn refuse_rest<'a>(&mut self, text: &'a [u8], start: usize, report: Report<'_, 'a>) {
+    fn refuse_rest<'a>(&mut self, text: &'a [u8], start: usize, report: Report<'_>) {
         let rest = &text[start..];
         if rest.trim_ascii_start().is_empty() {
             return;
@@ -373,14 +466,14 @@ impl Progress {
     }
 
     /// Reports what is missing where a text ends.
-    fn end<'a>(&mut self, text: &'a [u8], report: Report<'_, 'a>) {
+    fn end<'a>(&mut self, text: &'a [u8], report: Report<'_>) {
         if self.in_array || self.number == self.first {
             self.end_too_early(text, report);
         }
     }
 
     #[cold]
-    fn end_too_early<'a>(&mut self, text: &'a [u8], report: Report<'_, 'a>) {
+    fn end_too_early<'a>(&mut self, text: &'a [u8], report: Report<'_>) {
         let fail = if std::mem::take(&mut self.in_array) {
             Fail::malformed(text.len(), "the array of the record's documents is not closed")
         } else if text.is_empty() {

@@ -125,6 +125,8 @@ pub struct Options {
     pub on_unknown_field: UnknownFieldPolicy,
     /// Fill columns from objects inside the record, by the keys that lead to a value with this between them.
     pub flatten_separator: Option<String>,
+    /// Take records as they are: neither split aggregates nor decompress.
+    pub keep_packed: bool,
 }
 
 impl Default for Options {
@@ -133,6 +135,7 @@ impl Default for Options {
             time_zone: "UTC".to_owned(),
             on_unknown_field: UnknownFieldPolicy::Ignore,
             flatten_separator: None,
+            keep_packed: false,
         }
     }
 }
@@ -218,6 +221,7 @@ pub struct Plan {
     /// What is done with that.
     pub(super) unmapped: Unmapped,
     pub(super) flat: Option<Flat>,
+    pub(super) keep_packed: bool,
     /// By column: the name of its source, if it must have a value.
     pub(super) required: Vec<Option<Box<str>>>,
     pub(super) nested: Vec<NestedGroup>,
@@ -316,6 +320,7 @@ impl Plan {
             captures: Vec::new(),
             unmapped: Unmapped::Skip,
             flat: options.flatten_separator.as_ref().map(flat),
+            keep_packed: options.keep_packed,
             required: Vec::with_capacity(columns.len()),
             nested: nested_groups(&columns),
         };

@@ -36,6 +36,12 @@ pub enum RejectionKind {
     UnknownField,
     /// A record holds more documents that are refused, or that become more bytes, than one record may.
     TooManyDocuments,
+    /// The record begins like an aggregate of the Kinesis Producer Library, but is none.
+    DamagedAggregate,
+    /// The record begins like compressed data, but cannot be decompressed.
+    DamagedCompression,
+    /// The record decompresses to more bytes than one may.
+    TooLarge,
 }
 
 impl RejectionKind {
@@ -53,6 +59,9 @@ impl RejectionKind {
             RejectionKind::MissingRequired => "missing_required",
             RejectionKind::UnknownField => "unknown_field",
             RejectionKind::TooManyDocuments => "too_many_documents",
+            RejectionKind::DamagedAggregate => "damaged_aggregate",
+            RejectionKind::DamagedCompression => "damaged_compression",
+            RejectionKind::TooLarge => "too_large",
         }
     }
 }

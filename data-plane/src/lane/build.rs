@@ -124,10 +124,11 @@ impl Bench {
         self.rejected = 0;
     }
 
-    fn take(&mut self, stream: &str, shard: &ShardId, record: &Record, terms: &Terms) {
+    /// Moves a record into the blocks. Returns how many bytes were read: those that it was unpacked to.
+    fn take(&mut self, stream: &str, shard: &ShardId, record: &Record, terms: &Terms) -> usize {
         if let Some(words) = &terms.condemned {
             self.condemn(shard, record, words);
-            return;
+            return record.data().len();
         }
         let meta = RecordMeta {
             partition_key: record.partition_key(),
@@ -144,7 +145,7 @@ impl Bench {
             rejected,
             ..
         } = self;
-        decoder.decode(record.data(), &meta, rows, &mut |refused| {
+        let decoded = decoder.decode(record.data(), &meta, rows, &mut |refused| {
             *rejected += 1;
             if !terms.part {
                 let Rejection {
@@ -152,15 +153,24 @@ impl Bench {
                     message,
                     field_path,
                 } = &refused.rejection;
-                let place = (refused.text, refused.sub_sequence_number);
-                errors.push(&rejection(shard, record, place, (kind.as_str(), message, field_path)));
+                let part = Part {
+                    partition_key: refused.partition_key.unwrap_or(record.partition_key()),
+                    value: refused.text,
+                    sub_sequence_number: refused.sub_sequence_number,
+                };
+                errors.push(&rejection(shard, record, part, (kind.as_str(), message, field_path)));
             }
         });
+        decoded.bytes
     }
 
     fn condemn(&mut self, shard: &ShardId, record: &Record, words: &str) {
         self.rejected += 1;
-        let whole = (record.data(), WHOLE_RECORD);
+        let whole = Part {
+            partition_key: record.partition_key(),
+            value: record.data(),
+            sub_sequence_number: WHOLE_RECORD,
+        };
         self.errors
             .push(&rejection(shard, record, whole, (SERVER_REFUSED, words, "")));
     }
@@ -175,23 +185,30 @@ impl Bench {
     }
 }
 
-/// A row of the error table about a part of a record: its text and number; class, words and path.
+/// A part of a record that is refused.
+struct Part<'a> {
+    partition_key: &'a [u8],
+    value: &'a [u8],
+    sub_sequence_number: u64,
+}
+
+/// A row of the error table: about a part of a record, with class, words and path.
 fn rejection<'a>(
     shard: &'a ShardId,
     record: &'a Record,
-    (value, sub_sequence_number): (&'a [u8], u64),
+    part: Part<'a>,
     (error_type, message, field_path): (&'a str, &'a str, &'a str),
 ) -> Rejected<'a> {
     Rejected {
         error_type,
         message,
         field_path,
-        partition_key: record.partition_key(),
-        value,
+        partition_key: part.partition_key,
+        value: part.value,
         arrival_millis: record.arrival_millis,
         shard,
         sequence_number: record.digits(),
-        sub_sequence_number,
+        sub_sequence_number: part.sub_sequence_number,
     }
 }
 
@@ -220,8 +237,8 @@ impl Filling {
                 && let Some(record) = page.records.next()
             {
                 let stream = &self.recipe.spec.source.stream.name;
-                self.bench.take(stream, &run.shard, &record, &self.terms);
-                self.count(record.data().len());
+                let read_bytes = self.bench.take(stream, &run.shard, &record, &self.terms);
+                self.count(record.data().len(), read_bytes);
                 taken = Some(record);
             }
             to = taken.map(|record| record.sequence_number()).or(to);
@@ -233,12 +250,12 @@ impl Filling {
         to
     }
 
-    fn count(&mut self, payload_bytes: usize) {
+    fn count(&mut self, payload_bytes: usize, read_bytes: usize) {
         self.counts.records += 1;
         self.counts.bytes += payload_bytes as u64;
         self.counts.rows = self.bench.rows.rows() as u64;
         self.counts.rejected_records = self.bench.rejected;
-        self.unmeasured_bytes += payload_bytes;
+        self.unmeasured_bytes += read_bytes;
         let mut encoded_bytes = 0;
         if self.unmeasured_bytes >= MEASURE_AFTER_BYTES {
             self.unmeasured_bytes = 0;

@@ -107,6 +107,7 @@ fn plan(spec: &Spec) -> Result<Plan, Fault> {
         time_zone: spec.time_zone.clone(),
         on_unknown_field: spec.decoding.on_unknown_field,
         flatten_separator: spec.decoding.flatten_separator.clone(),
+        keep_packed: spec.decoding.keep_packed,
     };
     Plan::compile_with(columns, &options).map_err(|error| unfit(&error.to_string()))
 }

@@ -175,6 +175,7 @@ fn decoding(decoding: wire::Decoding) -> Decoding {
             UnknownFieldPolicy::Ignore
         },
         flatten_separator: optional(decoding.flatten_separator),
+        keep_packed: decoding.keep_packed,
     }
 }
 

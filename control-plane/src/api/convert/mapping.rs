@@ -128,6 +128,7 @@ pub(super) fn decoding(given: &proto::Decoding, has_mappings: bool, violations: 
     Decoding {
         on_unknown_field: on_unknown_field(given.on_unknown_field, violations),
         flatten_separator: Some(separator.to_owned()).filter(|separator| !separator.is_empty()),
+        keep_packed: given.keep_packed,
     }
 }
 

@@ -130,6 +130,7 @@ fn decoding(decoding: &Decoding) -> proto::Decoding {
             UnknownFieldPolicy::Reject => proto::UnknownFieldPolicy::Reject.into(),
         },
         flatten_separator: decoding.flatten_separator.clone().unwrap_or_default(),
+        keep_packed: decoding.keep_packed,
     }
 }
 

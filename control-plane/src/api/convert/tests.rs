@@ -397,6 +397,7 @@ fn bad_decoding_is_refused() {
             pipe.decoding = Some(proto::Decoding {
                 on_unknown_field,
                 flatten_separator: separator.into(),
+                keep_packed: false,
             });
             if mapped {
                 pipe.field_mappings = vec![proto::FieldMapping {
@@ -521,7 +522,7 @@ prop_compose! {
             definition.partition_by = if partition { partition_by::print(&partition_by) } else { String::new() };
         }
         pipe.field_mappings = vec![proto::FieldMapping { source_field: "a.b".into(), destination_field: column, required: none, ..Default::default() }];
-        pipe.decoding = Some(proto::Decoding { on_unknown_field: if none { 2 } else { 1 }, flatten_separator: String::new() });
+        pipe.decoding = Some(proto::Decoding { on_unknown_field: if none { 2 } else { 1 }, flatten_separator: String::new(), keep_packed: at_least_once });
         pipe.scaling = Some(proto::Scaling { replicas });
         pipe.settings = Some(proto::Settings {
             max_batch_rows: rows,

@@ -42,6 +42,7 @@ pub fn pipe_spec(
         decoding: Some(v1::Decoding {
             refuse_unknown_fields: spec.decoding.on_unknown_field == UnknownFieldPolicy::Reject,
             flatten_separator: spec.decoding.flatten_separator.clone().unwrap_or_default(),
+            keep_packed: spec.decoding.keep_packed,
         }),
         batch: Some(settings(&spec.settings)),
     }

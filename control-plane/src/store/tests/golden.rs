@@ -126,6 +126,7 @@ fn mapped_pipe_spec() {
     mapped.decoding = Decoding {
         on_unknown_field: UnknownFieldPolicy::Reject,
         flatten_separator: Some("_".to_owned()),
+        keep_packed: true,
     };
     check(include_str!("../golden/pipe_spec_mapped.json"), &mapped);
 }

@@ -16,7 +16,7 @@ fn read(record: &[u8]) -> (Vec<u8>, Vec<(String, &'static str, u64)>) {
             part.sub_sequence_number,
         ));
     });
-    assert_eq!(documents as usize, block.rows() + refused.len());
+    assert_eq!(documents.documents as usize, block.rows() + refused.len());
     // One byte for each row, and then eight for each.
     let mut native = Vec::new();
     block.write_native(&mut native);
@@ -140,7 +140,10 @@ fn the_raw_message_of_one_of_several_is_its_own() {
         bench
             .decoder
             .decode(record, &META, &mut bench.block, &mut |part| panic!("{part:?}")),
-        3
+        Decoded {
+            documents: 3,
+            bytes: record.len()
+        }
     );
     let mut wanted = Block::new(&plan);
     for (raw, a) in [(&b"{\"a\":1}"[..], 1), (b"{\"a\" : 2}", 2), (b"{\"a\":3}", 3)] {
@@ -219,9 +222,9 @@ proptest! {
         let mut bench = Bench::new(&plan);
         let mut refused = Vec::new();
         let count = bench.decoder.decode(together.as_bytes(), &META, &mut bench.block, &mut |part| {
-            refused.push((part.sub_sequence_number as usize, part.rejection.to_string(), part.text));
+            refused.push((part.sub_sequence_number as usize, part.rejection.to_string(), part.text.to_vec()));
         });
-        prop_assert_eq!(count as usize, records.len());
+        prop_assert_eq!(count.documents as usize, records.len());
         let wanted: Vec<(usize, &(String, String))> = verdicts
             .iter()
             .enumerate()

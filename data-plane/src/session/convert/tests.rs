@@ -43,6 +43,7 @@ fn wire_spec(revision: u64) -> wire::PipeSpec {
         decoding: Some(wire::Decoding {
             refuse_unknown_fields: true,
             flatten_separator: "_".into(),
+            keep_packed: true,
         }),
         batch: Some(wire::BatchSettings {
             max_rows: 10,
@@ -123,6 +124,7 @@ fn a_lane_comes_through_whole() {
         Decoding {
             on_unknown_field: UnknownFieldPolicy::Reject,
             flatten_separator: Some("_".to_owned()),
+            keep_packed: true,
         }
     );
     let shard: ShardId = "shardId-0".parse().expect("a shard id");
