@@ -28,6 +28,10 @@ mod limits;
 mod concurrency;
 #[path = "kinesis_emulator/server.rs"]
 mod server;
+#[path = "kinesis_emulator/fan_out.rs"]
+mod fan_out;
+#[path = "kinesis_emulator/script.rs"]
+mod script;
 #[path = "kinesis_emulator/conformance.rs"]
 mod conformance;
 

@@ -20,6 +20,18 @@ pub enum ErrorKind {
     InternalFailure,
     /// An argument is well-formed and cannot be used.
     InvalidArgument,
+    /// The caller may not use the stream's key.
+    KmsAccessDenied,
+    /// The stream's key is disabled.
+    KmsDisabled,
+    /// The stream's key is in a state in which it cannot be used.
+    KmsInvalidState,
+    /// The stream's key does not exist.
+    KmsNotFound,
+    /// The caller's account has no KMS.
+    KmsOptInRequired,
+    /// KMS is asked too often.
+    KmsThrottling,
     /// An account limit would be passed.
     LimitExceeded,
     /// A rate per shard is passed.
@@ -51,6 +63,12 @@ impl ErrorKind {
             Self::ExpiredToken => "ExpiredTokenException",
             Self::InternalFailure => "InternalFailure",
             Self::InvalidArgument => "InvalidArgumentException",
+            Self::KmsAccessDenied => "KMSAccessDeniedException",
+            Self::KmsDisabled => "KMSDisabledException",
+            Self::KmsInvalidState => "KMSInvalidStateException",
+            Self::KmsNotFound => "KMSNotFoundException",
+            Self::KmsOptInRequired => "KMSOptInRequired",
+            Self::KmsThrottling => "KMSThrottlingException",
             Self::LimitExceeded => "LimitExceededException",
             Self::ProvisionedThroughputExceeded => "ProvisionedThroughputExceededException",
             Self::ResourceInUse => "ResourceInUseException",
@@ -60,6 +78,15 @@ impl ErrorKind {
             Self::UnknownOperation => "UnknownOperationException",
             Self::UnrecognizedClient => "UnrecognizedClientException",
             Self::Validation => "ValidationException",
+        }
+    }
+
+    /// The name as the last event of a subscription.
+    #[must_use]
+    pub fn event_name(self) -> &'static str {
+        match self {
+            Self::InternalFailure => "InternalFailureException",
+            other => other.name(),
         }
     }
 
