@@ -27,6 +27,7 @@ use crate::{
         spec::{Assignment, Destination, Fingerprint, Grant, Source, Spec},
         status::LaneStatus,
     },
+    source::kinesis::Consumer,
 };
 
 /// Attempts of one AWS call: readers have their own backoff.
@@ -198,6 +199,11 @@ fn source(source: wire::KinesisSource) -> Result<Source, Error> {
             max_attempts: AWS_ATTEMPTS,
         },
         end: optional_time("kinesis.end_timestamp", source.end_timestamp.as_ref())?,
+        consumer: match (optional(source.consumer_arn), optional(source.consumer_name)) {
+            (Some(arn), _) => Some(Consumer::Arn(arn)),
+            (None, Some(name)) => Some(Consumer::Name(name)),
+            (None, None) => None,
+        },
         fingerprint,
     })
 }

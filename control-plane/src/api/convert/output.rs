@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use millrace_common::pipe::{
-    Column, Compression, DataGapPolicy, Delivery, DesiredState, FieldMapping, PipeSpec, StartPosition, StreamRef,
-    TableEngine,
+    Column, Compression, DataGapPolicy, Delivery, DesiredState, FanOut, FieldMapping, PipeSpec, StartPosition,
+    StreamRef, TableEngine,
 };
 use millrace_proto::api::v1 as proto;
 
@@ -73,6 +73,11 @@ fn source(spec: &PipeSpec) -> proto::Source {
         credential: source.credential.to_string(),
         endpoint: source.endpoint.clone().unwrap_or_default(),
         end_timestamp: source.end.map(timestamp),
+        use_enhanced_fan_out: source.fan_out.is_some(),
+        consumer_arn: match &source.fan_out {
+            Some(FanOut::Consumer(arn)) => arn.clone(),
+            Some(FanOut::Managed) | None => String::new(),
+        },
     };
     proto::Source {
         kind: Some(proto::source::Kind::Kinesis(kinesis)),

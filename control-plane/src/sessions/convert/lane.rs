@@ -4,8 +4,8 @@ use jiff::Timestamp;
 use millrace_common::{
     aws,
     batch::OpenBatch,
-    ids::{Epoch, ShardId},
-    pipe::{Compression, Delivery, MappedColumn, PipeSpec, ResolvedSpec, Settings},
+    ids::{Epoch, PipeUid, ShardId},
+    pipe::{Compression, Delivery, FanOut, MappedColumn, PipeSpec, ResolvedSpec, Settings, managed_consumer},
     position::{Position, Slice},
 };
 use millrace_proto::worker::v1;
@@ -13,6 +13,7 @@ use secrecy::{ExposeSecret as _, SecretString};
 
 /// One revision of a pipe, with its secrets.
 pub fn pipe_spec(
+    pipe: PipeUid,
     spec: &PipeSpec,
     resolved: &ResolvedSpec,
     aws: &aws::Credential,
@@ -28,6 +29,14 @@ pub fn pipe_spec(
             endpoint: spec.source.endpoint.clone().unwrap_or_default(),
             end_timestamp: spec.source.end.map(timestamp),
             credential: Some(aws_credential(aws)),
+            consumer_arn: match &spec.source.fan_out {
+                Some(FanOut::Consumer(arn)) => arn.clone(),
+                Some(FanOut::Managed) | None => String::new(),
+            },
+            consumer_name: match &spec.source.fan_out {
+                Some(FanOut::Managed) => managed_consumer(pipe),
+                Some(FanOut::Consumer(_)) | None => String::new(),
+            },
         }),
         clickhouse: Some(v1::ClickHouseDestination {
             endpoint: spec.destination.endpoint.clone(),
