@@ -552,6 +552,7 @@ proptest! {
             format: number, stream_name: text.clone(), stream_arn: String::new(), region: text.clone(),
             iterator_type: number, timestamp: None, credential: text.clone(), endpoint: text.clone(),
             end_timestamp: Some(prost_types::Timestamp { seconds: size.cast_signed(), nanos: number }),
+            use_enhanced_fan_out: size % 2 == 0, consumer_arn: text.clone(),
         }))});
         let destination = pipe.destination.as_mut().unwrap();
         destination.endpoint = text.clone();
