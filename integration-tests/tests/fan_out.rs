@@ -3,6 +3,8 @@
 //! The emulator's clock is moved by the tests; the reader's is real, so each of its waits of five seconds is one here. What needs many of
 //! them runs side by side, a shard each.
 
+#![allow(clippy::print_stderr, reason = "how long things took is worth reading in the log")]
+
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -205,7 +207,7 @@ async fn a_shard_is_read_through_renewals_to_its_end() -> Result<()> {
         bed.put(0, first + 50..first + 100, 100)?;
         let started = Instant::now();
         assert_eq!(numbers(&reading.records(100).await?), range(first..first + 100));
-        println!("renewal {round}: read on after {} ms", started.elapsed().as_millis());
+        eprintln!("renewal {round}: read on after {} ms", started.elapsed().as_millis());
     }
     assert_eq!(reading.subscriptions(), 4);
     assert_eq!(bed.kinesis.calls(Operation::GetRecords), 0);
@@ -269,7 +271,7 @@ async fn whatever_breaks_a_subscription_costs_no_record_and_doubles_none() -> Re
         anyhow::Ok((fault, started.elapsed(), numbers(&records), reading.subscriptions()))
     });
     for (fault, took, got, subscriptions) in futures::future::try_join_all(reads).await? {
-        println!("{fault:?}: went on after {} ms", took.as_millis());
+        eprintln!("{fault:?}: went on after {} ms", took.as_millis());
         assert_eq!(got, range(50..100), "{fault:?}");
         let harmless = matches!(fault, Fault::UnknownEvent | Fault::Repeat | Fault::GoAway);
         assert_eq!(subscriptions, if harmless { 1 } else { 2 }, "{fault:?}");
@@ -311,7 +313,7 @@ async fn a_hand_over_is_calm_and_nothing_is_missed() -> Result<()> {
     let mut new = bed.read(SHARD_0, from)?;
     bed.put(0, 10..20, 100)?;
     assert_eq!(numbers(&new.records(10).await?), range(10..20));
-    println!("the new owner read after {} ms", started.elapsed().as_millis());
+    eprintln!("the new owner read after {} ms", started.elapsed().as_millis());
     let calls = bed.kinesis.calls(Operation::SubscribeToShard);
     assert!(calls <= 10, "{calls} calls in {:?}", started.elapsed());
     // The old one is told before it may try to take the shard back.
@@ -374,7 +376,7 @@ async fn a_reader_that_nobody_drains_holds_little_and_reads_on_later() -> Result
     // Nobody takes a page for longer than a subscription may stand unread.
     tokio::time::sleep(Duration::from_secs(13)).await;
     let held = budget.held();
-    println!("held while nobody reads: {held} bytes of {}", budget.total());
+    eprintln!("held while nobody reads: {held} bytes of {}", budget.total());
     assert!(held < 12 * MIB, "{held}");
     assert_eq!(reading.subscriptions(), 1);
     while got.len() < 60 {

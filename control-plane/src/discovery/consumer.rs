@@ -19,7 +19,7 @@ const FIELD: &str = "pipe.source.kinesis.use_enhanced_fan_out";
 /// # Errors
 /// Why it has none.
 pub async fn ensure(access: &Access, stream_arn: &str, name: &str) -> Result<(), Error> {
-    bounded(async {
+    bounded(Box::pin(async {
         let client = Client::new(&millrace_common::aws::config(access).await);
         let described = client
             .describe_stream_consumer()
@@ -47,7 +47,7 @@ pub async fn ensure(access: &Access, stream_arn: &str, name: &str) -> Result<(),
             Err(error) if error.code() == Some("ResourceInUseException") => Ok(()),
             Err(error) => Err(unavailable("kinesis:RegisterStreamConsumer", &error)),
         }
-    })
+    }))
     .await
 }
 
@@ -56,7 +56,7 @@ pub async fn ensure(access: &Access, stream_arn: &str, name: &str) -> Result<(),
 /// # Errors
 /// Why it may have one still.
 pub async fn remove(access: &Access, stream_arn: &str, name: &str) -> Result<(), Error> {
-    bounded(async {
+    bounded(Box::pin(async {
         let client = Client::new(&millrace_common::aws::config(access).await);
         let removed = client
             .deregister_stream_consumer()
@@ -72,7 +72,7 @@ pub async fn remove(access: &Access, stream_arn: &str, name: &str) -> Result<(),
             Err(error) if error.code() == Some("ResourceNotFoundException") => Ok(()),
             Err(error) => Err(unavailable("kinesis:DeregisterStreamConsumer", &error)),
         }
-    })
+    }))
     .await
 }
 

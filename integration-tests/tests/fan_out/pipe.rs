@@ -94,9 +94,9 @@ async fn every_record_once_through_reshards_renewals_stalls_and_a_dead_worker() 
     flow.cluster.start_worker(0)?;
     flow.committed(load.records()).await?;
     let records = load.stop()?;
-    println!("{}", flow.check(records).await?);
+    eprintln!("{}", flow.check(records).await?);
     let calls = flow.kinesis.calls(Operation::SubscribeToShard);
-    println!("{calls} calls of SubscribeToShard");
+    eprintln!("{calls} calls of SubscribeToShard");
     ensure!(calls < 200, "{calls}");
 
     flow.cluster.delete_pipe("flow").await?;
@@ -123,10 +123,10 @@ async fn a_running_pipe_changes_between_polling_and_fan_out_and_keeps_its_place(
         flow.set_fan_out(false).await?;
         consumers(&flow, &[]).await?;
         flow.committed(load.records()).await?;
-        println!("round {round}: {subscribed} subscriptions so far");
+        eprintln!("round {round}: {subscribed} subscriptions so far");
     }
     let records = load.stop()?;
-    println!("{}", flow.check(records).await?);
+    eprintln!("{}", flow.check(records).await?);
     Ok(())
 }
 
@@ -146,7 +146,7 @@ async fn over_tls_it_is_http2_and_a_consumer_that_is_slow_to_come_is_waited_for(
     flow.kinesis.script(Rule::on_event(Fault::Reset).of_shard(1).times(1));
     flow.committed(load.records() + LOAD).await?;
     let records = load.stop()?;
-    println!("{}", flow.check(records).await?);
+    eprintln!("{}", flow.check(records).await?);
     Ok(())
 }
 
@@ -175,9 +175,9 @@ async fn a_stream_with_all_its_consumers_is_polled_and_the_pipe_says_so() -> Res
     })
     .await
     .with_context(|| flow.cluster.logs())?;
-    println!("{} {}: {}", said.state().as_str_name(), said.reason, said.message);
+    eprintln!("{} {}: {}", said.state().as_str_name(), said.reason, said.message);
     ensure!(said.state() != PipeState::Failed, "{}", said.message);
     flow.put(1_000..2_000)?;
-    println!("{}", flow.check(2_000).await?);
+    eprintln!("{}", flow.check(2_000).await?);
     Ok(())
 }

@@ -73,7 +73,6 @@ async fn each_documented_error_of_a_readers_calls_reaches_the_sdk() -> Result<()
             seen += 1;
         }
     }
-    println!("{seen} errors of 9 calls");
     assert!(seen > 60, "{seen}");
     Ok(())
 }
