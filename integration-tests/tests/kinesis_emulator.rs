@@ -30,6 +30,8 @@ mod concurrency;
 mod server;
 #[path = "kinesis_emulator/fan_out.rs"]
 mod fan_out;
+#[path = "kinesis_emulator/sts.rs"]
+mod sts;
 #[path = "kinesis_emulator/script.rs"]
 mod script;
 #[path = "kinesis_emulator/conformance.rs"]

@@ -8,6 +8,7 @@ use parking_lot::RwLock;
 
 use super::cursor::Seal;
 use super::error::{Error, ErrorKind};
+use super::iam::Sessions;
 use super::operations::Operation;
 use super::options::Options;
 use super::script::Script;
@@ -20,6 +21,7 @@ pub(super) struct Account {
     pub(super) options: Options,
     pub(super) seal: Seal,
     pub(super) script: Arc<Script>,
+    pub(super) sessions: Sessions,
     streams: RwLock<Streams>,
     calls: [AtomicU64; Operation::ALL.len()],
 }
@@ -38,6 +40,7 @@ impl Account {
             options,
             seal: Seal::default(),
             script: Arc::default(),
+            sessions: Sessions::default(),
             streams: RwLock::default(),
             calls: std::array::from_fn(|_| 0.into()),
         }
@@ -154,7 +157,7 @@ impl Account {
         ))
     }
 
-    fn arn(&self, name: &str) -> String {
+    pub(super) fn arn(&self, name: &str) -> String {
         format!(
             "arn:aws:kinesis:{}:{}:stream/{name}",
             self.options.region, self.options.account

@@ -18,6 +18,10 @@ pub enum ErrorKind {
     ExpiredToken,
     /// The service failed.
     InternalFailure,
+    /// The signature is not of this key and request.
+    InvalidSignature,
+    /// Nobody signed.
+    MissingAuthenticationToken,
     /// An argument is well-formed and cannot be used.
     InvalidArgument,
     /// The caller may not use the stream's key.
@@ -62,6 +66,8 @@ impl ErrorKind {
             Self::ExpiredNextToken => "ExpiredNextTokenException",
             Self::ExpiredToken => "ExpiredTokenException",
             Self::InternalFailure => "InternalFailure",
+            Self::InvalidSignature => "InvalidSignatureException",
+            Self::MissingAuthenticationToken => "MissingAuthenticationTokenException",
             Self::InvalidArgument => "InvalidArgumentException",
             Self::KmsAccessDenied => "KMSAccessDeniedException",
             Self::KmsDisabled => "KMSDisabledException",

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::clock::Clock;
+use super::iam::Iam;
 use super::intercept::Interceptor;
 
 /// Settings of one emulator; the default is an open-handed, empty account on a free loopback port.
@@ -35,6 +36,8 @@ pub struct Options {
     pub subscription_life: Duration,
     /// Whether to speak TLS, with a certificate of its own: clients of HTTP/2 want it.
     pub tls: bool,
+    /// Users and roles, who then have to sign what they send and may do what their policies say. Without it anybody may do all.
+    pub iam: Option<Iam>,
     /// Sees every request before it is executed.
     pub interceptor: Option<Arc<dyn Interceptor>>,
 }
@@ -54,6 +57,7 @@ impl Default for Options {
             refuse_trimmed_numbers: false,
             subscription_life: Duration::from_secs(300),
             tls: false,
+            iam: None,
             interceptor: None,
         }
     }

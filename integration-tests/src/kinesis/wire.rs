@@ -1,6 +1,6 @@
 //! AWS JSON 1.1 over HTTP: from request to operation, from answer or error to response.
 //!
-//! Any SigV4 header is taken as it is; whoever wants it checked has the interceptor.
+//! Where there are users and roles, who signed is found out and judged here, before anything is executed.
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -11,6 +11,7 @@ use std::task::{Context, Poll};
 use bytes::Bytes;
 use futures::StreamExt as _;
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderValue};
+use http::request::Parts;
 use http::{HeaderMap, Method, Request, Response, StatusCode};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, LengthLimitError, Limited, StreamBody};
@@ -22,13 +23,16 @@ use super::account::Account;
 use super::connection::Connection;
 use super::cursor::{Kind, ShardIterator};
 use super::error::{Error, ErrorKind};
+use super::iam::Iam;
 use super::intercept::Call;
 use super::operations::{MAX_BATCH_BYTES, MAX_BATCH_RECORDS, Operation, Reply};
 use super::script::Fault;
 use super::shard;
+use super::sts::{self, Unknown};
 use super::subscription::{Broken, Subscription};
 
 const CONTENT_TYPE_JSON: &str = "application/x-amz-json-1.1";
+const CONTENT_TYPE_XML: &str = "text/xml";
 const CONTENT_TYPE_EVENTS: &str = "application/vnd.amazon.eventstream";
 const TARGET_PREFIX: &str = "Kinesis_20131202.";
 /// The largest legal body: a full PutRecords in base64, and per record the field names, a hash key and a partition key
@@ -96,7 +100,11 @@ pub(super) async fn respond(
 ) -> Response<Answer> {
     let (parts, body) = request.into_parts();
     let answer = match read_body(body).await {
-        Ok(body) => answer(account, connection, &parts.method, parts.headers, body).await,
+        Ok(body) if is_form(&parts.headers) => {
+            let (status, xml) = sts::answer(account, &parts, &body);
+            return with_body(status, CONTENT_TYPE_XML, vec![xml]);
+        }
+        Ok(body) => answer(account, connection, parts, body).await,
         // Not an error of the protocol: the client is told by the status alone.
         Err(status) => Err(Refusal::Status(status)),
     };
@@ -111,17 +119,14 @@ pub(super) async fn respond(
     }
 }
 
-async fn answer(
-    account: &Account,
-    connection: &Connection,
-    method: &Method,
-    headers: HeaderMap,
-    body: Bytes,
-) -> Result<Reply, Refusal> {
-    let operation = operation_of(method, &headers)?;
+async fn answer(account: &Account, connection: &Connection, parts: Parts, body: Bytes) -> Result<Reply, Refusal> {
+    let operation = operation_of(&parts.method, &parts.headers)?;
     account.count_call(operation);
+    if let Some(iam) = &account.options.iam {
+        authorize(account, iam, operation, &parts, &body)?;
+    }
     if !account.script.is_empty() {
-        let (stream, shard) = place(account, &body);
+        let (stream, shard, _) = place(account, &body);
         if let Some(fault) = account.script.on_call(operation, stream.as_deref(), shard) {
             strike(fault, connection).await?;
         }
@@ -131,13 +136,54 @@ async fn answer(
         Some(interceptor) => {
             let call = Call {
                 operation,
-                headers,
+                headers: parts.headers,
                 body,
             };
             interceptor.before(&call).await?;
             Ok(operation.execute(account, &call.body)?)
         }
     }
+}
+
+/// Whether who signed may do that, as the "Actions, resources, and condition keys for Amazon Kinesis Data Streams" name it.
+fn authorize(account: &Account, iam: &Iam, operation: Operation, parts: &Parts, body: &[u8]) -> Result<(), Error> {
+    let key = sts::who(account, iam, "kinesis", parts, body).map_err(|unknown| match unknown {
+        Unknown::Missing => Error::new(ErrorKind::MissingAuthenticationToken, "Missing Authentication Token"),
+        Unknown::Client => Error::new(
+            ErrorKind::UnrecognizedClient,
+            "The security token included in the request is invalid.",
+        ),
+        Unknown::Signature => Error::new(
+            ErrorKind::InvalidSignature,
+            "The request signature we calculated does not match the signature you provided.",
+        ),
+        Unknown::Expired => Error::new(
+            ErrorKind::ExpiredToken,
+            "The security token included in the request is expired",
+        ),
+    })?;
+    let (stream, _, consumer) = place(account, body);
+    let resource = match (consumer, stream) {
+        (Some(consumer), _) => consumer,
+        (None, Some(stream)) => account.arn(&stream),
+        (None, None) => "*".to_owned(),
+    };
+    let action = format!("kinesis:{}", operation.name());
+    if key.may(&action, &resource) {
+        return Ok(());
+    }
+    let message = format!(
+        "User: {} is not authorized to perform: {action} on resource: {resource} because no identity-based policy allows \
+         the {action} action",
+        key.arn()
+    );
+    Err(Error::new(ErrorKind::AccessDenied, message))
+}
+
+/// STS speaks the Query protocol, in forms.
+fn is_form(headers: &HeaderMap) -> bool {
+    let content_type = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
+    content_type.is_some_and(|text| text.starts_with("application/x-www-form-urlencoded"))
 }
 
 /// Does to a call what the script says.
@@ -175,23 +221,23 @@ struct Place {
     shard_iterator: Option<String>,
 }
 
-/// Of which stream and shard a call is, as far as it says so.
-fn place(account: &Account, body: &[u8]) -> (Option<String>, Option<u32>) {
+/// Of which stream, shard and consumer a call is, as far as it says so.
+fn place(account: &Account, body: &[u8]) -> (Option<String>, Option<u32>, Option<String>) {
     let Ok(place) = serde_json::from_slice::<Place>(body) else {
-        return (None, None);
+        return (None, None, None);
     };
     let iterator = place
         .shard_iterator
         .and_then(|token| account.seal.open::<ShardIterator>(Kind::ShardIterator, &token));
     if let Some(iterator) = iterator {
-        return (Some(iterator.stream), Some(iterator.shard));
+        return (Some(iterator.stream), Some(iterator.shard), None);
     }
-    let of_arn = place.stream_arn.or(place.consumer_arn).and_then(|arn| {
+    let of_arn = place.stream_arn.or_else(|| place.consumer_arn.clone()).and_then(|arn| {
         let (_, path) = arn.split_once(":stream/")?;
         path.split('/').next().map(str::to_owned)
     });
     let shard = place.shard_id.as_deref().and_then(shard::parse_id);
-    (place.stream_name.or(of_arn), shard)
+    (place.stream_name.or(of_arn), shard, place.consumer_arn)
 }
 
 fn operation_of(method: &Method, headers: &HeaderMap) -> Result<Operation, Error> {
@@ -226,12 +272,16 @@ async fn read_body(body: Incoming) -> Result<Bytes, StatusCode> {
 }
 
 fn json(status: StatusCode, pieces: Vec<Bytes>) -> Response<Answer> {
+    with_body(status, CONTENT_TYPE_JSON, pieces)
+}
+
+fn with_body(status: StatusCode, content_type: &'static str, pieces: Vec<Bytes>) -> Response<Answer> {
     let body = Pieces::from(pieces);
     let length = body.left;
     let mut response = plain(status);
     *response.body_mut() = whole(body);
     let headers = response.headers_mut();
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static(CONTENT_TYPE_JSON));
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
     headers.insert(CONTENT_LENGTH, length.into());
     response
 }
