@@ -7,7 +7,7 @@ use std::{collections::BTreeMap, fmt, time::Duration};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::ids::{CredentialName, Revision};
+use crate::ids::{CredentialName, PipeUid, Revision};
 
 /// What a user asks for. Validated: every field is in its range.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -47,6 +47,25 @@ pub struct KinesisSource {
     /// Records that arrived then or later are not read: a backfill.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub end: Option<Timestamp>,
+    /// Read by enhanced fan-out; else by polling.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fan_out: Option<FanOut>,
+}
+
+/// Whose consumer a pipe reads with.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FanOut {
+    /// One that Millrace registers, for this pipe alone, and deregisters.
+    Managed,
+    /// One that the user has registered, by its ARN.
+    Consumer(String),
+}
+
+/// The name of the consumer that Millrace registers for a pipe.
+#[must_use]
+pub fn managed_consumer(pipe: PipeUid) -> String {
+    format!("millrace-{pipe}")
 }
 
 /// How a user names a stream.
@@ -241,10 +260,12 @@ impl DataGapPolicy {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Compression {
-    /// LZ4 frames.
+    /// LZ4.
     Lz4,
     /// As they are.
     None,
+    /// Zstandard.
+    Zstd,
 }
 
 /// What is promised of each record.

@@ -19,6 +19,8 @@ reasons! {
     SOURCE_UNREACHABLE;
     /// Kinesis has refused reads of a shard for being too many for a while.
     SOURCE_THROTTLED;
+    /// Enhanced fan-out is asked for and cannot be used, so the stream is read by polling.
+    SOURCE_FAN_OUT_UNAVAILABLE;
     /// The stream was deleted and created again under its name.
     SOURCE_STREAM_RECREATED;
     /// The position is older than what the stream still holds.

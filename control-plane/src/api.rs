@@ -6,6 +6,7 @@
 //! - no method returns a secret;
 //! - `validate_only` writes nothing, neither here nor in ClickHouse.
 
+mod consumer;
 pub mod convert;
 mod credentials;
 mod errors;

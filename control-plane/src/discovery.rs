@@ -7,6 +7,7 @@
 //! - that a stream is not found never touches a checkpoint.
 
 mod aws;
+pub mod consumer;
 mod error;
 pub mod lineage;
 mod service;

@@ -202,16 +202,20 @@ fn decode(decoder: &mut Decoder, record: &[u8], block: &mut Block) -> Vec<(Rejec
     });
     assert_eq!(
         block.rows() - rows + refused.len(),
-        documents as usize,
+        documents.documents as usize,
         "documents got lost"
     );
     let bytes: usize = refused.iter().map(|(_, text, _)| text.len()).sum();
-    assert!(bytes <= 2 * record.len(), "more is refused than was there");
+    assert!(bytes <= 2 * documents.bytes.max(record.len()), "more is refused than was there");
     refused
 }
 
 /// What two other parsers say to the record must agree with the verdict.
 fn grammar(record: &[u8], refused: &[(Rejection, Vec<u8>, u64)]) {
+    // What begins like something packed may be it, and is no JSON otherwise.
+    if matches!(record.first(), Some(0xF3 | 0x1F | 0x78 | 0x28 | 0x04 | 0xFF)) {
+        return;
+    }
     let is_object = serde_json::from_slice::<serde::de::IgnoredAny>(record).is_ok()
         && record.trim_ascii_start().first() == Some(&b'{');
     let mut is_json = true;

@@ -56,6 +56,8 @@ pub struct Options {
     pub worker_args: Vec<String>,
     /// More of the workers' environment.
     pub worker_env: Vec<(&'static str, &'static str)>,
+    /// More of the environment of all processes.
+    pub env: Vec<(&'static str, String)>,
     /// Log filter of all processes; `info` if `None`.
     pub log: Option<String>,
     /// Whether [`Cluster::arm`] is going to be used.
@@ -151,6 +153,7 @@ impl Cluster {
             .args(&self.options.control_plane_args)
             .envs([self.fail_point_variable(CONTROL_PLANE)])
             .env("RUST_LOG", self.options.log.as_deref().unwrap_or("info"))
+            .envs(self.options.env.iter().map(|(name, value)| (name, value)))
             .log(self.log_path(&control_plane_name(index)))
             .spawn()?;
         let ready = eventually("the control plane serves", START_LIMIT, || async {
@@ -232,6 +235,7 @@ impl Cluster {
             .envs([self.fail_point_variable(&id)])
             .envs(self.options.worker_env.iter().copied())
             .env("RUST_LOG", self.options.log.as_deref().unwrap_or("info"))
+            .envs(self.options.env.iter().map(|(name, value)| (name, value)))
             .log(self.log_path(&id))
             .spawn()?;
         self.workers[index].1 = Some(process);
@@ -589,6 +593,19 @@ impl Cluster {
             ..Default::default()
         };
         self.update_pipe(id, change, &["scaling.replicas"]).await
+    }
+
+    /// Deletes a pipe.
+    ///
+    /// # Errors
+    /// What the control plane says.
+    pub async fn delete_pipe(&self, id: &str) -> anyhow::Result<()> {
+        let request = api::DeletePipeRequest {
+            name: format!("{PARENT}/pipes/{id}"),
+            ..Default::default()
+        };
+        self.pipes()?.delete_pipe(request).await?;
+        Ok(())
     }
 
     /// Waits until a pipe is in a state.

@@ -1,10 +1,11 @@
 //! One pipe under way: a stream of the emulator, a cluster whose logs can be read, a table whose merges are stopped, and the
 //! ledger at the end. What the tests of moves, reshards and recovery have in common.
 
-use std::{collections::BTreeMap, ops::Range, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, io::Write as _, ops::Range, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, bail, ensure};
 use millrace_proto::api::v1::{self as api, PipeState, ShardState};
+use tempfile::NamedTempFile;
 
 use crate::{
     clickhouse::ClickHouse,
@@ -35,6 +36,12 @@ pub struct Shape {
     pub replicas: u32,
     /// Batches are closed after so long at the latest: short, so that many are made.
     pub max_insert_wait: Duration,
+    /// The pipe reads by enhanced fan-out, with a consumer of its own.
+    pub fan_out: bool,
+    /// Kinesis speaks TLS, and so HTTP/2.
+    pub tls: bool,
+    /// How long changes of streams and consumers take.
+    pub transition: Duration,
     /// Of the cluster.
     pub options: Options,
 }
@@ -48,9 +55,18 @@ impl Shape {
             workers,
             replicas: u32::try_from(workers).unwrap_or(u32::MAX).max(1),
             max_insert_wait: Duration::from_millis(300),
+            fan_out: false,
+            tls: false,
+            transition: Duration::ZERO,
             options: timeline::options(),
         }
     }
+}
+
+fn certificate(pem: &str) -> std::io::Result<NamedTempFile> {
+    let mut file = NamedTempFile::new()?;
+    file.write_all(pem.as_bytes())?;
+    Ok(file)
 }
 
 /// A pipe under way.
@@ -64,6 +80,8 @@ pub struct Flow {
     pub events: Arc<Events>,
     clickhouse: &'static ClickHouse,
     database: String,
+    /// What the processes trust.
+    _certificate: Option<NamedTempFile>,
 }
 
 impl Flow {
@@ -79,10 +97,21 @@ impl Flow {
     ///
     /// # Errors
     /// As [`Flow::start`].
-    pub async fn start_on(clickhouse: &'static ClickHouse, shape: Shape) -> anyhow::Result<Self> {
+    pub async fn start_on(clickhouse: &'static ClickHouse, mut shape: Shape) -> anyhow::Result<Self> {
         let database = clickhouse.database().await?;
-        let kinesis = Emulator::start(KinesisOptions::default()).await?;
+        let kinesis = Emulator::start(KinesisOptions {
+            tls: shape.tls,
+            transition: shape.transition,
+            ..KinesisOptions::default()
+        })
+        .await?;
         kinesis.create_stream(NAME, shape.shards)?;
+        kinesis.clock().advance(shape.transition);
+        let certificate = kinesis.certificate_pem().map(certificate).transpose()?;
+        if let Some(file) = &certificate {
+            let path = file.path().to_string_lossy().into_owned();
+            shape.options.env.push(("SSL_CERT_FILE", path));
+        }
         let cluster = Cluster::start(shape.options, shape.workers).await?;
         let flow = Self {
             kinesis: Arc::new(kinesis),
@@ -90,8 +119,13 @@ impl Flow {
             events: Arc::new(Events::new(1, KEYS, true)),
             clickhouse,
             database,
+            _certificate: certificate,
         };
         flow.cluster.create_credentials(clickhouse).await?;
+        let mut spec = flow.spec();
+        if let Some(api::source::Kind::Kinesis(source)) = spec.source.as_mut().and_then(|source| source.kind.as_mut()) {
+            source.use_enhanced_fan_out = shape.fan_out;
+        }
         let spec = api::Pipe {
             scaling: Some(api::Scaling {
                 replicas: shape.replicas,
@@ -100,7 +134,7 @@ impl Flow {
                 max_insert_wait: shape.max_insert_wait.try_into().ok(),
                 ..api::Settings::default()
             }),
-            ..flow.spec()
+            ..spec
         };
         flow.cluster.create_pipe(NAME, spec).await?;
         ledger::stop_merges(clickhouse, flow.tables()).await?;
@@ -171,6 +205,25 @@ impl Flow {
     /// What the control plane says.
     pub async fn set_replicas(&self, replicas: u32) -> anyhow::Result<()> {
         self.cluster.set_replicas(NAME, replicas).await
+    }
+
+    /// Has the pipe read by enhanced fan-out, or by polling.
+    ///
+    /// # Errors
+    /// What the control plane says.
+    pub async fn set_fan_out(&self, fan_out: bool) -> anyhow::Result<()> {
+        let source = api::KinesisSource {
+            use_enhanced_fan_out: fan_out,
+            ..Default::default()
+        };
+        let change = api::Pipe {
+            source: Some(api::Source {
+                kind: Some(api::source::Kind::Kinesis(source)),
+            }),
+            ..Default::default()
+        };
+        let fields = ["source.kinesis.use_enhanced_fan_out"];
+        self.cluster.update_pipe(NAME, change, &fields).await
     }
 
     /// Stops the pipe, or lets it run.

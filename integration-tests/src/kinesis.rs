@@ -7,8 +7,9 @@
 //!
 //! It is meant to be right where a reader of streams can tell the difference (sequence numbers, lineage, page bounds,
 //! trim horizon, iterator life, lag), fast enough never to be what is measured, and steerable: its clock moves when a
-//! test says so, an [`Interceptor`] sees every request, the service's rates are a switch. It is not durable, and does
-//! not check signatures.
+//! test says so, an [`Interceptor`] sees every request, a script of [`Rule`]s makes calls and events fail, the service's rates
+//! are a switch. It is not durable, and checks
+//! signatures and rights only where it is given users and roles ([`Iam`]); then it answers for STS as well.
 //!
 //! Invariants: a record's number and its visibility come under one lock; no lock is held across an await; what has a
 //! date asks [`Clock`] and nothing else.
@@ -16,7 +17,14 @@
 mod options;
 mod clock;
 mod server;
+mod tls;
+mod connection;
 mod wire;
+mod iam;
+mod sigv4;
+mod sts;
+mod frame;
+mod script;
 mod intercept;
 mod error;
 mod operations;
@@ -24,6 +32,8 @@ mod validate;
 mod cursor;
 mod account;
 mod stream;
+mod consumers;
+mod subscription;
 mod shard;
 mod hash_key;
 mod sequence;
@@ -34,8 +44,11 @@ pub mod referee;
 pub use clock::Clock;
 pub use error::{Error, ErrorKind};
 pub use hash_key::{HashKeyRange, of_partition_key as hash_key_of};
+pub use iam::{Iam, MalformedPolicy, Policy, Role, User};
 pub use intercept::{Call, Interceptor};
 pub use operations::{Operation, UnknownOperation};
 pub use options::{Options, StreamSpec, StreamSpecError};
+pub use script::{Fault, Rule, Strikes, documented};
 pub use sequence::SequenceNumber;
 pub use server::{Emulator, Handle, Placed, Put, ShardInfo, StartError};
+pub use tls::TlsError;

@@ -28,6 +28,12 @@ mod limits;
 mod concurrency;
 #[path = "kinesis_emulator/server.rs"]
 mod server;
+#[path = "kinesis_emulator/fan_out.rs"]
+mod fan_out;
+#[path = "kinesis_emulator/sts.rs"]
+mod sts;
+#[path = "kinesis_emulator/script.rs"]
+mod script;
 #[path = "kinesis_emulator/conformance.rs"]
 mod conformance;
 

@@ -181,6 +181,7 @@ async fn objects_are_flattened_and_strangers_refused() -> anyhow::Result<()> {
     pipe.decoding = Some(api::Decoding {
         on_unknown_field: UnknownFieldPolicy::Reject.into(),
         flatten_separator: "_".to_owned(),
+        ..Default::default()
     });
     let totals = bed.run("flat", pipe, records.len()).await?;
     assert_eq!((totals.rows, totals.rejected_records), (2, 1));

@@ -33,23 +33,31 @@ async fn plain_and_compressed_blocks_arrive() -> Result<()> {
     let inserted = bed.insert(block(0..1_000, 1), "plain").await?;
     ensure!(inserted.written_rows == 1_000, "{inserted:?}");
 
-    let mut frames = Vec::new();
-    native::compress_lz4(&block(1_000..101_000, 1), &mut frames);
     let columns = COLUMNS.map(str::to_owned);
-    let insert = Insert {
-        table: "t",
-        columns: &columns,
-        body: frames.into(),
-        lz4: true,
-        token: "lz4",
-        query_id: "a-query-of-ours",
-        any_partitions: false,
-    };
-    ensure!(bed.sink.insert(insert).await?.written_rows == 100_000);
+    let mut sizes = Vec::new();
+    for (method, token, rows) in [
+        (native::Method::Lz4, "lz4", 1_000..101_000),
+        (native::Method::Zstd, "zstd", 101_000..201_000),
+    ] {
+        let mut frames = Vec::new();
+        native::compress(&block(rows, 1), method, &mut frames);
+        sizes.push(frames.len());
+        let insert = Insert {
+            table: "t",
+            columns: &columns,
+            body: frames.into(),
+            framed: true,
+            token,
+            query_id: &format!("a-query-of-ours-{token}"),
+            any_partitions: false,
+        };
+        ensure!(bed.sink.insert(insert).await?.written_rows == 100_000);
+    }
+    ensure!(sizes[1] < sizes[0], "Zstandard is there to send fewer bytes: {sizes:?}");
     ensure!(
         bed.one("SELECT count(), uniqExact(n), sum(n), any(s) FROM {db}.t")
             .await?
-            == "101000\t101000\t5100449500\ttext"
+            == "201000\t201000\t20200399500\ttext"
     );
     Ok(())
 }
@@ -134,7 +142,7 @@ async fn every_insert_states_its_settings() -> Result<()> {
         table: "t",
         columns: &columns,
         body: block(0..3, 1).into(),
-        lz4: false,
+        framed: false,
         token: "a-token",
         query_id: &query_id,
         any_partitions: false,

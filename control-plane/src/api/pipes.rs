@@ -125,6 +125,8 @@ impl PipeService for Api {
         let request = request.into_inner();
         let name: PipeName = name(&request.name, "name")?;
         let etag = Some(request.etag.as_str()).filter(|etag| !etag.is_empty());
+        // Read before, because afterwards nobody knows what it had. One that cannot be read can be deleted all the same.
+        let known = self.store.get_pipe(&name).await.ok().flatten();
         let deleted = match self.store.delete_pipe(&name, etag).await {
             Ok(deleted) => deleted,
             Err(crate::store::Error::EtagMismatch { .. }) => return Err(etag_mismatch().into()),
@@ -135,6 +137,9 @@ impl PipeService for Api {
         }
         if deleted {
             tracing::info!(pipe = %name, "pipe deleted");
+            if let Some(pipe) = known {
+                self.give_up_consumer(&pipe);
+            }
             self.note_change();
         }
         Ok(Response::new(DeletePipeResponse {}))
@@ -259,6 +264,7 @@ impl Api {
             .await
             .map_err(|error| of_store(&error))?;
         tracing::info!(pipe = %stored.name, uid = %stored.uid, "pipe created");
+        self.follow_consumer(&stored, None);
         self.note_change();
         self.snapshot(stored.uid, &stored.name).await
     }

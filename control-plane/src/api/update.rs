@@ -111,10 +111,17 @@ impl Api {
             return Ok(Applied::Planned(Box::new(planned(stored, change))));
         }
         change.events = events(stored, &change)?;
+        let after = change.spec.as_ref().map(|(spec, _)| StoredPipe {
+            spec: spec.clone(),
+            ..stored.clone()
+        });
         match self.store.update_pipe(stored.uid, Some(&stored.etag), change).await {
             Ok(_) => {}
             Err(store::Error::EtagMismatch { .. }) => return Ok(Applied::Outrun),
             Err(error) => return Err(of_store(&error)),
+        }
+        if let Some(after) = after {
+            self.follow_consumer(&after, Some(&stored.spec.source));
         }
         if stream_is_well && stored.fault.as_ref().is_some_and(discovery::is_own) {
             self.store

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use millrace_common::{
     aws,
-    ids::{CredentialName, Revision},
+    ids::{CredentialName, PipeUid, Revision},
     pipe::{PipeSpec, ResolvedSpec},
 };
 use millrace_proto::worker::v1;
@@ -37,8 +37,8 @@ pub(super) enum Problem {
 pub(super) async fn current(store: &Store, pipe: &StoredPipe) -> Result<Arc<v1::PipeSpec>, Problem> {
     load(
         store,
-        &pipe.spec,
-        &pipe.resolved,
+        pipe.uid,
+        (&pipe.spec, &pipe.resolved),
         &pipe.spec.source.credential,
         &pipe.spec.destination.credential,
     )
@@ -60,19 +60,27 @@ pub(super) async fn older(store: &Store, pipe: &StoredPipe, revision: Revision) 
         &old.credential
     }
     .clone();
-    load(store, &spec, &resolved, &spec.source.credential, &destination).await
+    load(
+        store,
+        pipe.uid,
+        (&spec, &resolved),
+        &spec.source.credential,
+        &destination,
+    )
+    .await
 }
 
 async fn load(
     store: &Store,
-    spec: &PipeSpec,
-    resolved: &ResolvedSpec,
+    pipe: PipeUid,
+    (spec, resolved): (&PipeSpec, &ResolvedSpec),
     source: &CredentialName,
     destination: &CredentialName,
 ) -> Result<Arc<v1::PipeSpec>, Problem> {
     let aws = aws_credential(store, source).await?;
     let (username, password) = click_house_user(store, destination).await?;
     Ok(Arc::new(convert::pipe_spec(
+        pipe,
         spec,
         resolved,
         &aws,

@@ -206,6 +206,7 @@ mod tests {
                 credential: credential.clone(),
                 endpoint: None,
                 end: None,
+                fan_out: None,
             },
             destination: Destination {
                 endpoint: "http://127.0.0.1:8123".into(),

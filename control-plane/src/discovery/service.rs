@@ -7,20 +7,21 @@ use futures::StreamExt as _;
 use millrace_common::{
     aws::Access,
     ids::ShardId,
-    pipe::{DesiredState, KinesisSource},
+    pipe::{DesiredState, FanOut, KinesisSource, managed_consumer},
     reason,
 };
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
-use super::{Error, check_identity, lineage, look};
+use super::{Error, check_identity, consumer, lineage, look};
 use crate::events::{NewEvent, Severity, kind};
 use crate::store::{CredentialSecret, Error as StoreError, ShardPhase, Store, StoredFault, StoredPipe, StoredShard};
 
 /// Attempts per call. The next round is another attempt.
 const ATTEMPTS: u32 = 2;
 /// Faults that are noted here, and so taken away here.
-const OWN_REASONS: [&str; 5] = [
+const OWN_REASONS: [&str; 6] = [
+    reason::SOURCE_FAN_OUT_UNAVAILABLE,
     reason::SOURCE_STREAM_NOT_FOUND,
     reason::SOURCE_ACCESS_DENIED,
     reason::SOURCE_CREDENTIAL_INVALID,
@@ -126,8 +127,16 @@ impl Service {
         }
     }
 
-    /// Stores the shards that are new.
+    /// Stores the shards that are new, and sees to the pipe's consumer.
     async fn learn(&self, pipe: &StoredPipe) -> Result<(), Failure> {
+        let access = self.learn_shards(pipe).await?;
+        if pipe.spec.source.fan_out == Some(FanOut::Managed) {
+            consumer::ensure(&access, &pipe.resolved.stream.arn, &managed_consumer(pipe.uid)).await?;
+        }
+        Ok(())
+    }
+
+    async fn learn_shards(&self, pipe: &StoredPipe) -> Result<Access, Failure> {
         let source = &pipe.spec.source;
         let Some(CredentialSecret::Aws(credential)) = self.store.credential_secret(&source.credential).await? else {
             return Err(Failure::Source(Error {
@@ -147,25 +156,26 @@ impl Service {
             .filter(|shard| shard.state == ShardPhase::Waiting)
             .map(|shard| shard.id)
             .collect();
-        let stream = look(&access(source, credential), &source.stream).await?;
+        let access = access(source, credential);
+        let stream = look(&access, &source.stream).await?;
         check_identity(&pipe.resolved.stream, &stream.identity)?;
         let shards = self.store.shards(pipe.uid).await?;
         // A backfill that is through does not care what became of the stream since.
         let finished = |shard: &StoredShard| shard.state == ShardPhase::Finished;
         if source.end.is_some() && shards.iter().all(finished) {
-            return Ok(());
+            return Ok(access);
         }
         let known: BTreeSet<ShardId> = shards.into_iter().map(|shard| shard.id).collect();
         let new = lineage::later(source.start, &known, &stream.shards);
         if new.is_empty() && judged.is_empty() {
-            return Ok(());
+            return Ok(access);
         }
         let added = self.store.add_shards(pipe.uid, &new, &judged).await?;
         if !added.is_empty() {
             tracing::info!(pipe = %pipe.name, shards = added.len(), "new shards");
             (self.changed)();
         }
-        Ok(())
+        Ok(access)
     }
 }
 

@@ -44,17 +44,17 @@ const SHOW_AWAY_AFTER: Duration = Duration::from_secs(10);
 pub struct Body {
     /// Names of its columns.
     pub columns: Arc<[String]>,
-    /// Native, as LZ4 frames if `lz4`.
+    /// Native, in compressed frames if `framed`.
     pub bytes: Bytes,
-    /// Whether `bytes` are LZ4 frames.
-    pub lz4: bool,
+    /// Whether `bytes` are compressed frames.
+    pub framed: bool,
 }
 
 impl fmt::Debug for Body {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Body")
             .field("bytes", &self.bytes.len())
-            .field("lz4", &self.lz4)
+            .field("framed", &self.framed)
             .finish_non_exhaustive()
     }
 }
@@ -464,7 +464,7 @@ impl Committer {
                 table,
                 columns: &body.columns,
                 body: body.bytes.clone(),
-                lz4: body.lz4,
+                framed: body.framed,
                 token,
                 query_id: &query_id,
                 any_partitions,

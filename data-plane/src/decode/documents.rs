@@ -78,9 +78,9 @@ enum Verdict {
 impl Decoder {
     /// Reads the documents of a record, each into one more row or into a report. Most records are one document.
     #[inline(always)]
-    pub(super) fn documents<'a>(
+    pub(super) fn documents(
         &mut self,
-        record: &'a [u8],
+        record: &[u8],
         meta: &RecordMeta<'_>,
         block: &mut Block,
         report: Report<'_>,
@@ -236,9 +236,9 @@ impl Decoder {
 
     /// The same for a record that is not UTF-8: what is wrong in one line does not concern the others.
     #[cold]
-    fn read_damaged<'a>(
+    fn read_damaged(
         &mut self,
-        record: &'a [u8],
+        record: &[u8],
         meta: &RecordMeta<'_>,
         block: &mut Block,
         progress: &mut Progress,
@@ -435,7 +435,7 @@ impl Progress {
     }
 
     #[cold]
-    fn refuse<'a>(&mut self, rejection: Rejection, text: &'a [u8], report: Report<'_>) {
+    fn refuse(&mut self, rejection: Rejection, text: &[u8], report: Report<'_>) {
         report(Refused {
             rejection,
             text,
@@ -448,7 +448,7 @@ impl Progress {
 
     /// Reports what stands from `start` on without having read it.
     #[cold]
-    fn refuse_rest<'a>(&mut self, text: &'a [u8], start: usize, report: Report<'_>) {
+    fn refuse_rest(&mut self, text: &[u8], start: usize, report: Report<'_>) {
         let rest = &text[start..];
         if rest.trim_ascii_start().is_empty() {
             return;
@@ -466,14 +466,14 @@ impl Progress {
     }
 
     /// Reports what is missing where a text ends.
-    fn end<'a>(&mut self, text: &'a [u8], report: Report<'_>) {
+    fn end(&mut self, text: &[u8], report: Report<'_>) {
         if self.in_array || self.number == self.first {
             self.end_too_early(text, report);
         }
     }
 
     #[cold]
-    fn end_too_early<'a>(&mut self, text: &'a [u8], report: Report<'_>) {
+    fn end_too_early(&mut self, text: &[u8], report: Report<'_>) {
         let fail = if std::mem::take(&mut self.in_array) {
             Fail::malformed(text.len(), "the array of the record's documents is not closed")
         } else if text.is_empty() {

@@ -53,7 +53,10 @@ impl Lane {
             options.complete_until = shard.progress.complete_until();
             options.end = recipe.spec.source.end;
             options.clock = self.context.clock.clone();
-            let reader = Reader::new(recipe.client.clone(), options);
+            let mut reader = Reader::new(recipe.client.clone(), options);
+            if let Some(consumer) = &recipe.spec.source.consumer {
+                reader = reader.with_fan_out(consumer.clone());
+            }
             let (out, pages) = mpsc::channel(PAGES_AHEAD);
             self.pages.insert(id.clone(), ReceiverStream::new(pages));
             shard.gap = None;

@@ -13,7 +13,7 @@ use millrace_common::{
 use secrecy::SecretString;
 
 use super::fault::Fault;
-use crate::batch::cut::Limits;
+use crate::{batch::cut::Limits, source::kinesis::Consumer};
 
 /// The whole desired state of a lane.
 #[derive(Debug, Clone)]
@@ -92,6 +92,8 @@ pub struct Source {
     pub access: aws::Access,
     /// Records that arrived then or later are not read.
     pub end: Option<Timestamp>,
+    /// What to read with by enhanced fan-out; it is polled where there is none.
+    pub consumer: Option<Consumer>,
     /// Of all of this.
     pub fingerprint: Fingerprint,
 }

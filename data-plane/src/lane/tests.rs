@@ -59,6 +59,7 @@ pub(super) fn spec(delivery: Delivery, clickhouse: &str, columns: Vec<MappedColu
                 max_attempts: 1,
             },
             end: None,
+            consumer: None,
             fingerprint: Fingerprint(1),
         },
         destination: Destination {

@@ -27,6 +27,7 @@ use crate::{
         spec::{Assignment, Destination, Fingerprint, Grant, Source, Spec},
         status::LaneStatus,
     },
+    source::kinesis::Consumer,
 };
 
 /// Attempts of one AWS call: readers have their own backoff.
@@ -158,7 +159,14 @@ fn spec(spec: wire::PipeSpec) -> Result<Spec, Error> {
             bytes: batch.max_bytes,
             wait: duration("spec.batch.max_wait", batch.max_wait)?,
         },
-        compression: if batch.lz4 { Compression::Lz4 } else { Compression::None },
+        compression: match wire::Compression::try_from(batch.compression) {
+            Ok(wire::Compression::Lz4) => Compression::Lz4,
+            Ok(wire::Compression::None) => Compression::None,
+            Ok(wire::Compression::Zstd) => Compression::Zstd,
+            Ok(wire::Compression::Unspecified) | Err(_) => {
+                return Err(invalid("spec.batch.compression", &"this worker does not know it"));
+            }
+        },
         delivery: if batch.exactly_once {
             Delivery::ExactlyOnce
         } else {
@@ -213,6 +221,11 @@ fn source(source: wire::KinesisSource) -> Result<Source, Error> {
             max_attempts: AWS_ATTEMPTS,
         },
         end: optional_time("kinesis.end_timestamp", source.end_timestamp.as_ref())?,
+        consumer: match (optional(source.consumer_arn), optional(source.consumer_name)) {
+            (Some(arn), _) => Some(Consumer::Arn(arn)),
+            (None, Some(name)) => Some(Consumer::Name(name)),
+            (None, None) => None,
+        },
         fingerprint,
     })
 }

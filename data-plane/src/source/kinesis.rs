@@ -1,9 +1,10 @@
-//! Reading one Kinesis shard by polling.
+//! Reading one Kinesis shard: by polling, or by the events of subscriptions (enhanced fan-out).
 //!
 //! ```text
 //!             next(now) -> Action                     on_…(now, …)
 //!   Machine ------------------------> Reader (shell) --------------> Machine
 //!                                      |  Client: GetShardIterator, GetRecords, DescribeStreamSummary
+//!                                      |  FanOut: SubscribeToShard
 //!                                      `-> Page
 //! ```
 //!
@@ -18,6 +19,7 @@
 mod check;
 mod client;
 mod failure;
+mod fanout;
 mod gap;
 mod poll;
 mod scan;
@@ -38,6 +40,7 @@ use millrace_common::{
     ids::{SequenceNumber, ShardId},
     pipe::StreamIdentity,
     position::Position,
+    reason,
 };
 use tokio::{
     sync::{mpsc, watch},
@@ -46,18 +49,23 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 pub use self::client::Client;
+pub use self::fanout::Consumer;
 pub use self::scan::records_of;
 pub use self::throttle::Limits;
 use self::{
     client::{Answer, Origin},
     failure::{Failure, Kind},
+    fanout::{FanOut, Outcome},
     poll::{Action, Machine},
 };
-use super::{Budget, Error, Page, ShardEnd, Trouble};
+use super::{Budget, Error, Page, Permit, ShardEnd, Trouble};
 
 /// The most that one GetRecords call may take, beyond the SDK's own timeouts: a call that none of them ends must not
 /// stop a shard for ever.
 const CALL_DEADLINE: Duration = Duration::from_secs(90);
+
+/// A consumer that is not ready is not worth a word before that has lasted this long.
+const SHOW_UNREADY_AFTER: Duration = Duration::from_secs(30);
 
 /// What to read.
 #[derive(Debug, Clone)]
@@ -164,6 +172,10 @@ pub struct Counters {
     pub failures: AtomicU64,
     /// Records that came a second time and were dropped.
     pub duplicates: AtomicU64,
+    /// Subscriptions that began.
+    pub subscriptions: AtomicU64,
+    /// Events of a subscription of a type that is not known here.
+    pub unknown_events: AtomicU64,
     /// Answers of GetRecords that the SDK had to read, which is slow: those that name child shards, and what Kinesis was
     /// never seen to send.
     pub read_by_sdk: AtomicU64,
@@ -199,6 +211,12 @@ pub struct Reader {
     /// The iterator is one of the right stream. A sequence number means nothing in another one, and Kinesis says so. A time, or
     /// the oldest record, are in any: an iterator for one of them is used only after the stream was seen to be the right one.
     identified: bool,
+    /// Reads by subscriptions where it can.
+    fan_out: Option<FanOut>,
+    /// Shown while fan-out cannot be used.
+    unavailable: Option<Trouble>,
+    /// When it began to poll because fan-out could not be used.
+    polling_since: Option<Instant>,
     counters: Arc<Counters>,
 }
 
@@ -212,8 +230,18 @@ impl Reader {
             trouble: watch::Sender::new(None),
             answered: false,
             identified: false,
+            fan_out: None,
+            unavailable: None,
+            polling_since: None,
             counters: Arc::default(),
         }
+    }
+
+    /// Reads by enhanced fan-out with this consumer, and by polling only while that cannot be.
+    #[must_use]
+    pub fn with_fan_out(mut self, consumer: Consumer) -> Self {
+        self.fan_out = Some(FanOut::new(self.client.clone(), self.stream_arn.clone(), consumer));
+        self
     }
 
     /// What keeps it from reading, if anything; that there is nothing is said with the first answer as well, for who still
@@ -264,7 +292,7 @@ impl Reader {
                 }
                 Action::GetIterator(from) => {
                     self.identified = matches!(from, Origin::Record(_) | Origin::Position(Position::After(_)));
-                    self.get_iterator(&from).await?;
+                    self.start(&from).await?;
                 }
                 Action::Finish(stop) => return Ok(Ready::Over(stop)),
                 Action::GiveUp => return Err(self.machine.doubtful()),
@@ -296,8 +324,7 @@ impl Reader {
                     reserve,
                 } => (iterator, limit, reserve),
             };
-            let mut permit = budget.acquire(reserve).await;
-            let Some(accepted) = self.get_records(&iterator, limit).await? else {
+            let Some((accepted, mut permit)) = self.fetch(&iterator, limit, reserve, budget).await? else {
                 continue;
             };
             permit.resize(accepted.cost);
@@ -314,13 +341,133 @@ impl Reader {
                 complete_until: accepted.complete_until,
                 permit,
             };
-            if out.send(page).await.is_err() {
-                return Ok(Stop::Cancelled);
+            match self.patiently(out.reserve()).await {
+                Ok(slot) => slot.send(page),
+                Err(_) => return Ok(Stop::Cancelled),
             }
             if let Some(stop) = stop {
                 return Ok(stop);
             }
         }
+    }
+
+    /// Asks for an iterator, or begins a subscription in its place.
+    async fn start(&mut self, from: &Origin) -> Result<(), Error> {
+        let now = Instant::now();
+        match self.fan_out.as_mut().filter(|fan_out| fan_out.takes(from, now)) {
+            Some(fan_out) => {
+                let iterator = fan_out.begin(from);
+                self.machine.set_pushed(true);
+                self.machine.on_iterator(from, iterator);
+                Ok(())
+            }
+            None => {
+                self.machine.set_pushed(false);
+                self.get_iterator(from).await
+            }
+        }
+    }
+
+    /// Memory, and then what a call or an event brings.
+    async fn fetch(
+        &mut self,
+        iterator: &str,
+        limit: i32,
+        reserve: usize,
+        budget: &Arc<Budget>,
+    ) -> Result<Option<(poll::Accepted, Permit)>, Error> {
+        if !self.machine.is_pushed() {
+            let permit = budget.acquire(reserve).await;
+            let accepted = self.get_records(iterator, limit).await?;
+            self.perhaps_subscribe();
+            return Ok(accepted.map(|accepted| (accepted, permit)));
+        }
+        if let Some(fan_out) = &self.fan_out {
+            fan_out.turn().await;
+        }
+        let was_live = self.is_live();
+        let permit = self.patiently(budget.acquire(reserve)).await;
+        if was_live && !self.is_live() {
+            // It was given up meanwhile. Whether its place is still good is asked before there is another one.
+            return Ok(None);
+        }
+        let accepted = self.next_event().await?;
+        Ok(accepted.map(|accepted| (accepted, permit)))
+    }
+
+    fn is_live(&self) -> bool {
+        self.fan_out.as_ref().is_some_and(FanOut::is_live)
+    }
+
+    /// Waits for room. A subscription that is not read for long is given up meanwhile.
+    async fn patiently<T>(&mut self, room: impl Future<Output = T>) -> T {
+        let mut room = std::pin::pin!(room);
+        if let Some(fan_out) = self.fan_out.as_mut().filter(|fan_out| fan_out.is_live()) {
+            if let Ok(room) = tokio::time::timeout(fanout::BACK_PRESSURE, room.as_mut()).await {
+                return room;
+            }
+            fan_out.give_up();
+            self.machine.renew();
+        }
+        room.await
+    }
+
+    /// Polling has shown what it was for, or fan-out is worth another try.
+    fn perhaps_subscribe(&mut self) {
+        let now = Instant::now();
+        if self.fan_out.as_ref().is_some_and(|fan_out| !fan_out.falls_back(now)) && !self.machine.is_proving() {
+            self.machine.renew();
+        }
+    }
+
+    async fn next_event(&mut self) -> Result<Option<poll::Accepted>, Error> {
+        let Some(fan_out) = self.fan_out.as_mut() else {
+            return Ok(None);
+        };
+        let started = Instant::now();
+        let (subscriptions, unknown) = (fan_out.subscriptions, fan_out.unknown_events);
+        // On the heap: the SDK's futures are tens of kilobytes, and there is one per shard.
+        let outcome = Box::pin(fan_out.next(self.machine.shard())).await;
+        Counters::add(&self.counters.subscriptions, fan_out.subscriptions - subscriptions);
+        Counters::add(&self.counters.unknown_events, fan_out.unknown_events - unknown);
+        match outcome {
+            // How long it waited on the way is not known, but not since before its subscription began.
+            Outcome::Event { reply, subscribed } => {
+                match self.machine.on_records(subscribed, Instant::now(), reply)? {
+                    Ok(accepted) => {
+                        fan_out.accepted(self.machine.position());
+                        self.unavailable = None;
+                        self.polling_since = None;
+                        self.accepted(&accepted);
+                        return Ok(Some(accepted));
+                    }
+                    Err(failure) => {
+                        fan_out.give_up();
+                        self.failed(started, &failure)?;
+                    }
+                }
+            }
+            Outcome::Over => self.machine.renew(),
+            Outcome::Failed(failure) => {
+                self.machine.renew();
+                self.failed(started, &failure)?;
+            }
+            Outcome::Unavailable { why, soon } => {
+                let now = Instant::now();
+                let lasted = now - *self.polling_since.get_or_insert(now);
+                if !soon || lasted >= SHOW_UNREADY_AFTER {
+                    self.unavailable = Some(Trouble {
+                        reason: reason::SOURCE_FAN_OUT_UNAVAILABLE,
+                        message: format!("reading by polling, because enhanced fan-out cannot be used: {why}"),
+                        permanent: false,
+                    });
+                }
+                fan_out.fall_back(soon, now);
+                self.machine.renew();
+                self.show_trouble();
+            }
+        }
+        Ok(None)
     }
 
     /// Whether the stream was seen to be the right one.
@@ -357,21 +504,25 @@ impl Reader {
         };
         match outcome {
             Ok(accepted) => {
-                Counters::add(&self.counters.duplicates, accepted.duplicates);
-                if accepted.stalled {
-                    Counters::add(&self.counters.renewed_iterators, 1);
-                    tracing::warn!(shard = %self.machine.shard(), "an iterator brought nothing for a minute: taking a new one");
-                }
-                self.show_trouble();
-                if !std::mem::replace(&mut self.answered, true) {
-                    self.trouble.send_modify(|_| {});
-                }
+                self.accepted(&accepted);
                 Ok(Some(accepted))
             }
             Err(failure) => {
                 self.failed(started, &failure)?;
                 Ok(None)
             }
+        }
+    }
+
+    fn accepted(&mut self, accepted: &poll::Accepted) {
+        Counters::add(&self.counters.duplicates, accepted.duplicates);
+        if accepted.stalled {
+            Counters::add(&self.counters.renewed_iterators, 1);
+            tracing::warn!(shard = %self.machine.shard(), "an iterator brought nothing for a minute: taking a new one");
+        }
+        self.show_trouble();
+        if !std::mem::replace(&mut self.answered, true) {
+            self.trouble.send_modify(|_| {});
         }
     }
 
@@ -393,7 +544,10 @@ impl Reader {
     }
 
     fn show_trouble(&self) {
-        let (shard, trouble) = (self.machine.shard(), self.machine.trouble());
+        let (shard, trouble) = (
+            self.machine.shard(),
+            self.machine.trouble().or(self.unavailable.as_ref()),
+        );
         self.trouble.send_if_modified(|shown| {
             if shown.as_ref() == trouble {
                 return false;

@@ -8,9 +8,11 @@ use parking_lot::RwLock;
 
 use super::cursor::Seal;
 use super::error::{Error, ErrorKind};
+use super::iam::Sessions;
 use super::operations::Operation;
 use super::options::Options;
-use super::shard;
+use super::script::Script;
+use super::shard::{self, Start};
 use super::stream::{Identity, Settings, Status, Stream};
 
 /// The state that all connections and the tests share.
@@ -18,6 +20,8 @@ use super::stream::{Identity, Settings, Status, Stream};
 pub(super) struct Account {
     pub(super) options: Options,
     pub(super) seal: Seal,
+    pub(super) script: Arc<Script>,
+    pub(super) sessions: Sessions,
     streams: RwLock<Streams>,
     calls: [AtomicU64; Operation::ALL.len()],
 }
@@ -35,6 +39,8 @@ impl Account {
         Self {
             options,
             seal: Seal::default(),
+            script: Arc::default(),
+            sessions: Sessions::default(),
             streams: RwLock::default(),
             calls: std::array::from_fn(|_| 0.into()),
         }
@@ -42,6 +48,21 @@ impl Account {
 
     pub(super) fn now_ms(&self) -> i64 {
         self.options.clock.now_ms()
+    }
+
+    /// Refuses a number whose record was trimmed, where this emulator does that.
+    pub(super) fn refuse_trimmed(&self, stream: &Stream, shard: u32, start: Start, now_ms: i64) -> Result<(), Error> {
+        if self.options.refuse_trimmed_numbers
+            && let Start::At(number) | Start::After(number) = start
+            && stream.is_trimmed(shard, number, now_ms)?
+        {
+            return Err(Error::invalid_argument(format!(
+                "StartingSequenceNumber {number} used in GetShardIterator on shard {} in {} is invalid.",
+                shard::id(shard),
+                stream.label()
+            )));
+        }
+        Ok(())
     }
 
     pub(super) fn count_call(&self, operation: Operation) {
@@ -136,7 +157,7 @@ impl Account {
         ))
     }
 
-    fn arn(&self, name: &str) -> String {
+    pub(super) fn arn(&self, name: &str) -> String {
         format!(
             "arn:aws:kinesis:{}:{}:stream/{name}",
             self.options.region, self.options.account

@@ -8,6 +8,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use tokio::sync::Notify;
+
 /// A cloneable handle to one clock; all clones move together.
 #[derive(Clone, Debug, Default)]
 pub struct Clock {
@@ -20,6 +22,8 @@ struct State {
     offset_ms: AtomicI64,
     /// The base: milliseconds since 1970 where the clock stands still, or 0 where it follows wall time.
     frozen_at_ms: AtomicI64,
+    /// Tells those who wait for a time that the clock was moved.
+    moved: Notify,
 }
 
 impl Clock {
@@ -50,11 +54,34 @@ impl Clock {
     /// Moves the clock forward.
     pub fn advance(&self, by: Duration) {
         self.state.offset_ms.fetch_add(whole_ms(by), Ordering::Relaxed);
+        self.state.moved.notify_waiters();
+    }
+
+    /// Waits until the clock shows `ms`, whether time brings it there or a test does.
+    pub(super) async fn sleep_until_ms(&self, ms: i64) {
+        loop {
+            let mut moved = std::pin::pin!(self.state.moved.notified());
+            moved.as_mut().enable();
+            let left = ms.saturating_sub(self.now_ms());
+            let Ok(left) = u64::try_from(left) else { return };
+            if left == 0 {
+                return;
+            }
+            if self.state.frozen_at_ms.load(Ordering::Relaxed) != 0 {
+                moved.await;
+            } else {
+                tokio::select! {
+                    () = moved => {}
+                    () = tokio::time::sleep(Duration::from_millis(left)) => {}
+                }
+            }
+        }
     }
 
     /// Moves the clock back, as a time correction on the service's side would.
     pub fn set_back(&self, by: Duration) {
         self.state.offset_ms.fetch_sub(whole_ms(by), Ordering::Relaxed);
+        self.state.moved.notify_waiters();
     }
 }
 

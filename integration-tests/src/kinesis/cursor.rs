@@ -18,6 +18,7 @@ pub(super) enum Kind {
     ShardIterator,
     ShardList,
     StreamList,
+    ConsumerList,
 }
 
 /// A shard iterator.
@@ -46,6 +47,16 @@ pub(super) struct ShardList<F> {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct StreamList {
     /// The last stream that was listed.
+    pub(super) after: String,
+    pub(super) issued_ms: i64,
+}
+
+/// A page token of ListStreamConsumers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct ConsumerList {
+    pub(super) stream: String,
+    pub(super) created_s: u64,
+    /// The last consumer that was listed.
     pub(super) after: String,
     pub(super) issued_ms: i64,
 }

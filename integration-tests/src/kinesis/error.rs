@@ -18,8 +18,24 @@ pub enum ErrorKind {
     ExpiredToken,
     /// The service failed.
     InternalFailure,
+    /// The signature is not of this key and request.
+    InvalidSignature,
+    /// Nobody signed.
+    MissingAuthenticationToken,
     /// An argument is well-formed and cannot be used.
     InvalidArgument,
+    /// The caller may not use the stream's key.
+    KmsAccessDenied,
+    /// The stream's key is disabled.
+    KmsDisabled,
+    /// The stream's key is in a state in which it cannot be used.
+    KmsInvalidState,
+    /// The stream's key does not exist.
+    KmsNotFound,
+    /// The caller's account has no KMS.
+    KmsOptInRequired,
+    /// KMS is asked too often.
+    KmsThrottling,
     /// An account limit would be passed.
     LimitExceeded,
     /// A rate per shard is passed.
@@ -50,7 +66,15 @@ impl ErrorKind {
             Self::ExpiredNextToken => "ExpiredNextTokenException",
             Self::ExpiredToken => "ExpiredTokenException",
             Self::InternalFailure => "InternalFailure",
+            Self::InvalidSignature => "InvalidSignatureException",
+            Self::MissingAuthenticationToken => "MissingAuthenticationTokenException",
             Self::InvalidArgument => "InvalidArgumentException",
+            Self::KmsAccessDenied => "KMSAccessDeniedException",
+            Self::KmsDisabled => "KMSDisabledException",
+            Self::KmsInvalidState => "KMSInvalidStateException",
+            Self::KmsNotFound => "KMSNotFoundException",
+            Self::KmsOptInRequired => "KMSOptInRequired",
+            Self::KmsThrottling => "KMSThrottlingException",
             Self::LimitExceeded => "LimitExceededException",
             Self::ProvisionedThroughputExceeded => "ProvisionedThroughputExceededException",
             Self::ResourceInUse => "ResourceInUseException",
@@ -60,6 +84,15 @@ impl ErrorKind {
             Self::UnknownOperation => "UnknownOperationException",
             Self::UnrecognizedClient => "UnrecognizedClientException",
             Self::Validation => "ValidationException",
+        }
+    }
+
+    /// The name as the last event of a subscription.
+    #[must_use]
+    pub fn event_name(self) -> &'static str {
+        match self {
+            Self::InternalFailure => "InternalFailureException",
+            other => other.name(),
         }
     }
 

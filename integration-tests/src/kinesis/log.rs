@@ -129,8 +129,8 @@ impl RecordLog {
         self.entry(ordinal).map(|entry| entry.arrival_ms)
     }
 
-    /// Records from `ordinal` (or from the oldest one, where it is gone), at most `limit` and [`PAGE_BYTES`].
-    pub(super) fn page(&self, ordinal: u64, limit: usize) -> Page {
+    /// Records from `ordinal` (or from the oldest one, where it is gone), at most `limit` and `most_bytes`.
+    pub(super) fn page(&self, ordinal: u64, limit: usize, most_bytes: usize) -> Page {
         let from = ordinal.clamp(self.first_ordinal, self.end_ordinal());
         let mut page = Page {
             next_ordinal: from,
@@ -143,7 +143,7 @@ impl RecordLog {
             .take(limit)
         {
             let payload = entry.payload as usize;
-            if page.last_arrival_ms.is_some() && page.payload_bytes + payload > PAGE_BYTES {
+            if page.last_arrival_ms.is_some() && page.payload_bytes + payload > most_bytes {
                 break;
             }
             page.payload_bytes += payload;
@@ -285,7 +285,7 @@ mod tests {
     fn a_record_is_stored_as_the_service_shows_it() {
         let mut log = RecordLog::default();
         log.append(sequence(1), 1_760_000_000_007, "k\"ü", Data::Base64("AAEC"));
-        let records = records_of(&log.page(0, 10));
+        let records = records_of(&log.page(0, 10, PAGE_BYTES));
         assert_eq!(records[0]["SequenceNumber"], sequence(1).to_string());
         assert_eq!(records[0]["ApproximateArrivalTimestamp"], 1_760_000_000.007);
         assert_eq!(records[0]["Data"], "AAEC");
@@ -303,11 +303,11 @@ mod tests {
     #[test]
     fn a_page_ends_at_ten_mib_and_holds_at_least_one_record() {
         let log = log_of([6 << 20, 6 << 20, 11 << 20, 1]);
-        assert_eq!(log.page(0, 100).next_ordinal, 1);
-        assert_eq!(log.page(1, 100).next_ordinal, 2);
-        assert_eq!(log.page(2, 100).next_ordinal, 3);
-        assert_eq!(log.page(3, 100).next_ordinal, 4);
-        assert_eq!(log.page(4, 100).last_arrival_ms, None);
+        assert_eq!(log.page(0, 100, PAGE_BYTES).next_ordinal, 1);
+        assert_eq!(log.page(1, 100, PAGE_BYTES).next_ordinal, 2);
+        assert_eq!(log.page(2, 100, PAGE_BYTES).next_ordinal, 3);
+        assert_eq!(log.page(3, 100, PAGE_BYTES).next_ordinal, 4);
+        assert_eq!(log.page(4, 100, PAGE_BYTES).last_arrival_ms, None);
     }
 
     #[test]
@@ -317,11 +317,11 @@ mod tests {
         log.trim_before_ms(40_000);
         assert_eq!((log.first_ordinal(), log.end_ordinal()), (40, 50));
         assert!(log.sealed.len() < segments, "{} of {segments}", log.sealed.len());
-        assert_eq!(records_of(&log.page(0, 1))[0]["PartitionKey"], "k40");
+        assert_eq!(records_of(&log.page(0, 1, PAGE_BYTES))[0]["PartitionKey"], "k40");
         log.trim_before_ordinal(u64::MAX);
         assert_eq!((log.first_ordinal(), log.sealed.len(), log.tail.len()), (50, 0, 0));
         log.append(sequence(51), 60_000, "again", Data::Raw(b"x"));
-        assert_eq!(records_of(&log.page(0, 10))[0]["PartitionKey"], "again");
+        assert_eq!(records_of(&log.page(0, 10, PAGE_BYTES))[0]["PartitionKey"], "again");
     }
 
     #[test]
@@ -342,7 +342,7 @@ mod tests {
             let mut keys = Vec::new();
             let mut next = 0;
             loop {
-                let page = log.page(next, limit);
+                let page = log.page(next, limit, PAGE_BYTES);
                 let records = records_of(&page);
                 prop_assert!(records.len() <= limit);
                 if records.is_empty() { break }

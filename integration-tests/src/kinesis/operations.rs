@@ -12,13 +12,16 @@ use serde_json::Value;
 
 use super::account::Account;
 use super::error::{Error, ErrorKind};
+use super::subscription::Subscription;
 
+mod consumers;
 mod records;
 mod shards;
 mod streams;
 mod tags;
 
 pub(super) use records::{MAX_BATCH_BYTES, MAX_BATCH_RECORDS};
+pub(super) use shards::describe_child;
 pub(super) use streams::new_settings;
 
 /// Declares [`Operation`] from the table of names and functions.
@@ -53,20 +56,25 @@ operations! {
     CreateStream => streams::create,
     DecreaseStreamRetentionPeriod => streams::decrease_retention,
     DeleteStream => streams::delete,
+    DeregisterStreamConsumer => consumers::deregister,
     DescribeLimits => streams::describe_limits,
     DescribeStream => shards::describe_stream,
+    DescribeStreamConsumer => consumers::describe,
     DescribeStreamSummary => streams::describe_summary,
     GetRecords => records::get,
     GetShardIterator => records::get_iterator,
     IncreaseStreamRetentionPeriod => streams::increase_retention,
     ListShards => shards::list,
+    ListStreamConsumers => consumers::list,
     ListStreams => streams::list,
     ListTagsForStream => tags::list,
     MergeShards => shards::merge,
     PutRecord => records::put_one,
     PutRecords => records::put_many,
+    RegisterStreamConsumer => consumers::register,
     RemoveTagsFromStream => tags::remove,
     SplitShard => shards::split,
+    SubscribeToShard => consumers::subscribe,
     UpdateMaxRecordSize => streams::update_max_record_size,
     UpdateShardCount => shards::update_count,
 }
@@ -88,10 +96,11 @@ impl FromStr for Operation {
     }
 }
 
-/// A successful answer: JSON, in pieces that are sent one after the other.
+/// A successful answer: JSON, in pieces that are sent one after the other; or the events of a subscription.
 #[derive(Debug, Default)]
 pub(super) struct Reply {
     pub(super) pieces: Vec<Bytes>,
+    pub(super) subscription: Option<Box<Subscription>>,
 }
 
 impl Reply {
@@ -105,6 +114,7 @@ impl From<Value> for Reply {
     fn from(value: Value) -> Self {
         Self {
             pieces: vec![value.to_string().into()],
+            ..Self::default()
         }
     }
 }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::clock::Clock;
+use super::iam::Iam;
 use super::intercept::Interceptor;
 
 /// Settings of one emulator; the default is an open-handed, empty account on a free loopback port.
@@ -31,6 +32,12 @@ pub struct Options {
     /// Whether GetShardIterator refuses the number of a record that was trimmed. Both are seen of the service: that, and
     /// going on silently at the oldest record.
     pub refuse_trimmed_numbers: bool,
+    /// How long a subscription lasts on the emulator's clock.
+    pub subscription_life: Duration,
+    /// Whether to speak TLS, with a certificate of its own: clients of HTTP/2 want it.
+    pub tls: bool,
+    /// Users and roles, who then have to sign what they send and may do what their policies say. Without it anybody may do all.
+    pub iam: Option<Iam>,
     /// Sees every request before it is executed.
     pub interceptor: Option<Arc<dyn Interceptor>>,
 }
@@ -48,6 +55,9 @@ impl Default for Options {
             shard_limit: 20_000,
             clock: Clock::system(),
             refuse_trimmed_numbers: false,
+            subscription_life: Duration::from_secs(300),
+            tls: false,
+            iam: None,
             interceptor: None,
         }
     }
@@ -63,6 +73,8 @@ impl fmt::Debug for Options {
             .field("enforce_limits", &self.enforce_limits)
             .field("transition", &self.transition)
             .field("shard_limit", &self.shard_limit)
+            .field("subscription_life", &self.subscription_life)
+            .field("tls", &self.tls)
             .field("intercepted", &self.interceptor.is_some())
             .finish_non_exhaustive()
     }

@@ -8,19 +8,23 @@ use std::time::Duration;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::account::Account;
 use super::clock::Clock;
+use super::connection::{Connection, Wire};
 use super::error::Error;
 use super::log::Data;
 use super::operations::{MAX_BATCH_RECORDS, Operation, new_settings};
 use super::options::{Options, StreamSpec};
+use super::script::{Rule, Strikes};
 use super::sequence::SequenceNumber;
 use super::shard::{self, Shard};
 use super::stream::{Incoming, Stream};
+use super::tls::{Tls, TlsError};
 use super::wire;
 
 /// How long a connection may take to finish its request when the emulator stops.
@@ -43,6 +47,9 @@ pub enum StartError {
         /// What the system says.
         source: io::Error,
     },
+    /// TLS was asked for and cannot be had.
+    #[error("no TLS")]
+    Tls(#[from] TlsError),
     /// A stream of the options cannot be created.
     #[error("cannot create stream {name}")]
     Stream {
@@ -66,6 +73,7 @@ impl Emulator {
         let listener = TcpListener::bind(options.listen).await.map_err(listen_error)?;
         let address = listener.local_addr().map_err(listen_error)?;
         let streams = options.streams.clone();
+        let tls = options.tls.then(Tls::new).transpose()?;
         let account = Arc::new(Account::new(options));
         for StreamSpec { name, shards } in streams {
             account
@@ -73,10 +81,11 @@ impl Emulator {
                 .map_err(|source| StartError::Stream { name, source })?;
         }
         let stop = CancellationToken::new();
-        let server = tokio::spawn(accept(listener, Arc::clone(&account), stop.clone()));
+        let server = tokio::spawn(accept(listener, Arc::clone(&account), tls.clone(), stop.clone()));
         Ok(Handle {
             account,
             address,
+            tls,
             stop: stop.drop_guard(),
             server,
         })
@@ -88,6 +97,7 @@ impl Emulator {
 pub struct Handle {
     account: Arc<Account>,
     address: SocketAddr,
+    tls: Option<Tls>,
     stop: DropGuard,
     server: JoinHandle<()>,
 }
@@ -157,7 +167,59 @@ impl Handle {
     /// What to give an AWS client as endpoint URL.
     #[must_use]
     pub fn endpoint_url(&self) -> String {
-        format!("http://{}", self.address)
+        let scheme = if self.tls.is_some() { "https" } else { "http" };
+        format!("{scheme}://{}", self.address)
+    }
+
+    /// The certificate that clients must trust, in PEM; `None` without TLS.
+    #[must_use]
+    pub fn certificate_pem(&self) -> Option<&str> {
+        self.tls.as_ref().map(|tls| tls.certificate_pem.as_str())
+    }
+
+    /// Makes calls or events fail from now on.
+    pub fn script(&self, rule: Rule) -> Strikes {
+        self.account.script.add(rule)
+    }
+
+    /// Lets nothing fail by script any more.
+    pub fn clear_script(&self) {
+        self.account.script.clear();
+    }
+
+    /// The names and ARNs of a stream's registered consumers.
+    ///
+    /// # Errors
+    /// If there is no such stream.
+    pub fn consumers(&self, stream: &str) -> Result<Vec<(String, String)>, Error> {
+        let consumers = self.stream(stream)?.consumers.all(self.account.now_ms());
+        Ok(consumers
+            .iter()
+            .map(|consumer| (consumer.name.clone(), consumer.arn.clone()))
+            .collect())
+    }
+
+    /// Registers a consumer and returns its ARN.
+    ///
+    /// # Errors
+    /// As RegisterStreamConsumer.
+    pub fn register_consumer(&self, stream: &str, name: &str) -> Result<String, Error> {
+        let stream = self.stream(stream)?;
+        let consumer = stream
+            .consumers
+            .register(&stream.identity.arn, name, self.account.now_ms())?;
+        Ok(consumer.arn.clone())
+    }
+
+    /// How many subscriptions to a shard have begun, by all of a stream's consumers that are registered now.
+    ///
+    /// # Errors
+    /// If there is no such stream or shard.
+    pub fn subscriptions(&self, stream: &str, shard_id: &str) -> Result<u64, Error> {
+        let stream = self.stream(stream)?;
+        let shard = stream.index_of(shard_id)?;
+        let consumers = stream.consumers.all(self.account.now_ms());
+        Ok(consumers.iter().map(|consumer| consumer.subscriptions(shard)).sum())
     }
 
     /// The clock that everything with a date goes by.
@@ -318,7 +380,7 @@ fn info(shard: &Shard) -> ShardInfo {
     }
 }
 
-async fn accept(listener: TcpListener, account: Arc<Account>, stop: CancellationToken) {
+async fn accept(listener: TcpListener, account: Arc<Account>, tls: Option<Tls>, stop: CancellationToken) {
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
@@ -327,7 +389,7 @@ async fn accept(listener: TcpListener, account: Arc<Account>, stop: Cancellation
             Some(_) = connections.join_next() => {}
             accepted = listener.accept() => match accepted {
                 Ok((stream, _)) => {
-                    connections.spawn(serve(stream, Arc::clone(&account), stop.clone()));
+                    connections.spawn(connect(stream, Arc::clone(&account), tls.clone(), stop.clone()));
                 }
                 Err(error) => {
                     tracing::warn!(%error, "cannot accept a connection");
@@ -341,27 +403,63 @@ async fn accept(listener: TcpListener, account: Arc<Account>, stop: Cancellation
     while connections.join_next().await.is_some() {}
 }
 
-/// Serves one connection: HTTP/1.1, or HTTP/2 with prior knowledge.
-async fn serve(stream: TcpStream, account: Arc<Account>, stop: CancellationToken) {
+/// Serves one connection until it ends or is reset.
+async fn connect(stream: TcpStream, account: Arc<Account>, tls: Option<Tls>, stop: CancellationToken) {
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, "cannot set TCP_NODELAY");
     }
-    let service = service_fn(move |request| {
-        let account = Arc::clone(&account);
-        async move { Ok::<_, std::convert::Infallible>(wire::respond(&account, request).await) }
-    });
-    let server = auto::Builder::new(TokioExecutor::new());
-    let mut connection = std::pin::pin!(server.serve_connection(TokioIo::new(stream), service));
-    let ended = tokio::select! {
-        biased;
-        () = stop.cancelled() => {
-            connection.as_mut().graceful_shutdown();
-            match tokio::time::timeout(GRACE, connection).await {
-                Ok(ended) => ended,
-                Err(_) => return,
+    let connection = Connection::new(stop.clone());
+    let wire = Wire::new(stream, Arc::clone(&connection));
+    let served = async {
+        match tls {
+            None => serve(wire, account, &connection, stop).await,
+            Some(tls) => {
+                let shaken = tokio::select! {
+                    () = stop.cancelled() => return,
+                    shaken = tls.acceptor.accept(wire) => shaken,
+                };
+                match shaken {
+                    Ok(secured) => serve(secured, account, &connection, stop).await,
+                    Err(error) => tracing::debug!(%error, "a TLS handshake failed"),
+                }
             }
         }
-        ended = connection.as_mut() => ended,
+    };
+    tokio::select! {
+        () = connection.is_reset() => {}
+        () = served => {}
+    }
+}
+
+/// HTTP/1.1 or HTTP/2, as the client begins.
+async fn serve<I>(io: I, account: Arc<Account>, connection: &Arc<Connection>, stop: CancellationToken)
+where
+    I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let of_request = Arc::clone(connection);
+    let service = service_fn(move |request| {
+        let (account, connection) = (Arc::clone(&account), Arc::clone(&of_request));
+        async move { Ok::<_, std::convert::Infallible>(wire::respond(&account, &connection, request).await) }
+    });
+    let server = auto::Builder::new(TokioExecutor::new());
+    let mut http = std::pin::pin!(server.serve_connection(TokioIo::new(io), service));
+    let mut leaving = false;
+    let ended = loop {
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => {
+                http.as_mut().graceful_shutdown();
+                match tokio::time::timeout(GRACE, http).await {
+                    Ok(ended) => break ended,
+                    Err(_) => return,
+                }
+            }
+            () = connection.is_leaving(), if !leaving => {
+                leaving = true;
+                http.as_mut().graceful_shutdown();
+            }
+            ended = http.as_mut() => break ended,
+        }
     };
     if let Err(error) = ended {
         tracing::debug!(%error, "a connection broke off");

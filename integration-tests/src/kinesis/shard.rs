@@ -4,9 +4,10 @@
 //! a number before a lower one. The lock is never held across an await (nothing here is async).
 
 use parking_lot::Mutex;
+use tokio::sync::Notify;
 
 use super::hash_key::HashKeyRange;
-use super::log::{Data, Page, RecordLog};
+use super::log::{Data, PAGE_BYTES, Page, RecordLog};
 use super::sequence::{END_INDEX, Parts, SequenceNumber};
 use super::throttle::{ReadLimit, WriteLimit};
 
@@ -21,6 +22,8 @@ pub(super) struct Shard {
     pub(super) epoch_s: u64,
     /// When it was opened, on the emulator's clock.
     pub(super) opened_ms: i64,
+    /// Wakes subscribers when there is something new: a record, or the end.
+    pub(super) changed: Notify,
     state: Mutex<State>,
 }
 
@@ -76,6 +79,7 @@ impl Shard {
             adjacent_parent,
             epoch_s,
             opened_ms,
+            changed: Notify::new(),
             state: Mutex::default(),
         }
     }
@@ -107,6 +111,8 @@ impl Shard {
         }
         let sequence = self.number(state.log.end_ordinal() + 1, seconds(now_ms));
         state.log.append(sequence, now_ms, key, data);
+        drop(state);
+        self.changed.notify_waiters();
         Ok(sequence)
     }
 
@@ -114,6 +120,7 @@ impl Shard {
     pub(super) fn close(&self, now_ms: i64) {
         let ending = self.number(END_INDEX, seconds(now_ms));
         self.state.lock().closed.get_or_insert(Closed { at_ms: now_ms, ending });
+        self.changed.notify_waiters();
     }
 
     /// Where a reader that starts so begins. A sequence number is one of this shard's.
@@ -140,21 +147,21 @@ impl Shard {
         if enforce_limits && !state.reads.admit(now_ms) {
             return Err(RateExceeded);
         }
-        let page = state.log.page(ordinal, limit);
+        let page = state.log.page(ordinal, limit, PAGE_BYTES);
         state.reads.served(now_ms, page.payload_bytes);
-        let caught_up = page.next_ordinal == state.log.end_ordinal();
-        let millis_behind_latest = if caught_up {
-            0
-        } else {
-            // Zero is reserved for "nothing newer", so a reader who is behind is behind by at least one.
-            let reached = page.last_arrival_ms.or_else(|| state.log.arrival_ms(page.next_ordinal));
-            reached.map_or(1, |arrival_ms| (now_ms - arrival_ms).max(1))
-        };
-        Ok(Read {
-            page,
-            millis_behind_latest,
-            at_end: caught_up && state.closed.is_some(),
-        })
+        Ok(state.seen(page, now_ms))
+    }
+
+    /// What a subscriber gets next: past the rates of GetRecords, because each consumer has its own.
+    pub(super) fn push(&self, now_ms: i64, ordinal: u64, most_bytes: usize) -> Read {
+        let state = self.state.lock();
+        let page = state.log.page(ordinal, usize::MAX, most_bytes);
+        state.seen(page, now_ms)
+    }
+
+    /// A number behind the records before `ordinal`, and before all that come at it: it names a place even where no record is.
+    pub(super) fn continuation(&self, now_ms: i64, ordinal: u64) -> SequenceNumber {
+        self.number(ordinal, seconds(now_ms))
     }
 
     /// Whether a number is that of a record that was held once, and is no more.
@@ -185,6 +192,24 @@ impl Shard {
             index,
             time_s,
         })
+    }
+}
+
+impl State {
+    fn seen(&self, page: Page, now_ms: i64) -> Read {
+        let caught_up = page.next_ordinal == self.log.end_ordinal();
+        let millis_behind_latest = if caught_up {
+            0
+        } else {
+            // Zero is reserved for "nothing newer", so a reader who is behind is behind by at least one.
+            let reached = page.last_arrival_ms.or_else(|| self.log.arrival_ms(page.next_ordinal));
+            reached.map_or(1, |arrival_ms| (now_ms - arrival_ms).max(1))
+        };
+        Read {
+            page,
+            millis_behind_latest,
+            at_end: caught_up && self.closed.is_some(),
+        }
     }
 }
 

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use parking_lot::RwLock;
 
+use super::consumers::Consumers;
 use super::error::{Error, ErrorKind};
 use super::hash_key;
 use super::log::Data;
@@ -92,6 +93,8 @@ pub(super) struct Stream {
     pub(super) identity: Identity,
     opened_ms: i64,
     transition_time: Duration,
+    /// Its registered consumers.
+    pub(super) consumers: Consumers,
     state: RwLock<State>,
 }
 
@@ -155,6 +158,7 @@ impl Stream {
             identity,
             opened_ms: now_ms,
             transition_time,
+            consumers: Consumers::new(transition_time),
             state: RwLock::new(state),
         };
         stream.enter(&mut stream.state.write(), now_ms, Status::Creating, Status::Active);
@@ -223,6 +227,7 @@ impl Stream {
     }
 
     pub(super) fn begin_delete(&self, now_ms: i64) {
+        self.consumers.deregister_all(now_ms);
         self.enter(&mut self.state.write(), now_ms, Status::Deleting, Status::Gone);
     }
 
@@ -284,6 +289,20 @@ impl Stream {
             Vec::new()
         };
         Ok(ShardRead { read, children })
+    }
+
+    /// What a subscriber to a shard gets next; `None` if the shard has left the stream.
+    pub(super) fn push(&self, index: u32, ordinal: u64, most_bytes: usize, now_ms: i64) -> Option<ShardRead> {
+        let state = self.state.read();
+        let shard = state.visible(index, now_ms)?;
+        shard.trim_before_ms(horizon_ms(now_ms, state.settings.retention_hours));
+        let read = shard.push(now_ms, ordinal, most_bytes);
+        let children = if read.at_end {
+            state.topology.children(index)
+        } else {
+            Vec::new()
+        };
+        Some(ShardRead { read, children })
     }
 
     /// Splits a shard in two, at `at` or in the middle.

@@ -1,25 +1,39 @@
 //! AWS JSON 1.1 over HTTP: from request to operation, from answer or error to response.
 //!
-//! Any SigV4 header is taken as it is; whoever wants it checked has the interceptor.
+//! Where there are users and roles, who signed is found out and judged here, before anything is executed.
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
+use futures::StreamExt as _;
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderValue};
+use http::request::Parts;
 use http::{HeaderMap, Method, Request, Response, StatusCode};
-use http_body_util::{BodyExt, LengthLimitError, Limited};
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt, LengthLimitError, Limited, StreamBody};
 use hyper::body::{Body, Frame, Incoming, SizeHint};
+use serde::Deserialize;
 use uuid::Uuid;
 
 use super::account::Account;
+use super::connection::Connection;
+use super::cursor::{Kind, ShardIterator};
 use super::error::{Error, ErrorKind};
+use super::iam::Iam;
 use super::intercept::Call;
 use super::operations::{MAX_BATCH_BYTES, MAX_BATCH_RECORDS, Operation, Reply};
+use super::script::Fault;
+use super::shard;
+use super::sts::{self, Unknown};
+use super::subscription::{Broken, Subscription};
 
 const CONTENT_TYPE_JSON: &str = "application/x-amz-json-1.1";
+const CONTENT_TYPE_XML: &str = "text/xml";
+const CONTENT_TYPE_EVENTS: &str = "application/vnd.amazon.eventstream";
 const TARGET_PREFIX: &str = "Kinesis_20131202.";
 /// The largest legal body: a full PutRecords in base64, and per record the field names, a hash key and a partition key
 /// in which every character is escaped.
@@ -61,35 +75,169 @@ impl Body for Pieces {
     }
 }
 
-/// Answers one HTTP request.
-pub(super) async fn respond(account: &Account, request: Request<Incoming>) -> Response<Pieces> {
-    let (parts, body) = request.into_parts();
-    let answer = match read_body(body).await {
-        Ok(body) => answer(account, &parts.method, parts.headers, body).await,
-        // Not an error of the protocol: the client is told by the status alone.
-        Err(status) => return plain(status),
-    };
-    match answer {
-        Ok(reply) => json(StatusCode::OK, reply.pieces),
-        Err(error) => json(error.kind.status(), vec![error.body()]),
+/// The body of any response.
+pub(super) type Answer = UnsyncBoxBody<Bytes, Broken>;
+
+/// Why a request does not get the answer of its operation.
+#[derive(Debug)]
+enum Refusal {
+    Error(Error),
+    /// A status and no body.
+    Status(StatusCode),
+}
+
+impl From<Error> for Refusal {
+    fn from(error: Error) -> Self {
+        Self::Error(error)
     }
 }
 
-async fn answer(account: &Account, method: &Method, headers: HeaderMap, body: Bytes) -> Result<Reply, Error> {
-    let operation = operation_of(method, &headers)?;
+/// Answers one HTTP request.
+pub(super) async fn respond(
+    account: &Account,
+    connection: &Arc<Connection>,
+    request: Request<Incoming>,
+) -> Response<Answer> {
+    let (parts, body) = request.into_parts();
+    let answer = match read_body(body).await {
+        Ok(body) if is_form(&parts.headers) => {
+            let (status, xml) = sts::answer(account, &parts, &body);
+            return with_body(status, CONTENT_TYPE_XML, vec![xml]);
+        }
+        Ok(body) => answer(account, connection, parts, body).await,
+        // Not an error of the protocol: the client is told by the status alone.
+        Err(status) => Err(Refusal::Status(status)),
+    };
+    match answer {
+        Ok(Reply {
+            subscription: Some(subscription),
+            ..
+        }) => events(*subscription, connection),
+        Ok(reply) => json(StatusCode::OK, reply.pieces),
+        Err(Refusal::Error(error)) => json(error.kind.status(), vec![error.body()]),
+        Err(Refusal::Status(status)) => plain(status),
+    }
+}
+
+async fn answer(account: &Account, connection: &Connection, parts: Parts, body: Bytes) -> Result<Reply, Refusal> {
+    let operation = operation_of(&parts.method, &parts.headers)?;
     account.count_call(operation);
+    if let Some(iam) = &account.options.iam {
+        authorize(account, iam, operation, &parts, &body)?;
+    }
+    if !account.script.is_empty() {
+        let (stream, shard, _) = place(account, &body);
+        if let Some(fault) = account.script.on_call(operation, stream.as_deref(), shard) {
+            strike(fault, connection).await?;
+        }
+    }
     match &account.options.interceptor {
-        None => operation.execute(account, &body),
+        None => Ok(operation.execute(account, &body)?),
         Some(interceptor) => {
             let call = Call {
                 operation,
-                headers,
+                headers: parts.headers,
                 body,
             };
             interceptor.before(&call).await?;
-            operation.execute(account, &call.body)
+            Ok(operation.execute(account, &call.body)?)
         }
     }
+}
+
+/// Whether who signed may do that, as the "Actions, resources, and condition keys for Amazon Kinesis Data Streams" name it.
+fn authorize(account: &Account, iam: &Iam, operation: Operation, parts: &Parts, body: &[u8]) -> Result<(), Error> {
+    let key = sts::who(account, iam, "kinesis", parts, body).map_err(|unknown| match unknown {
+        Unknown::Missing => Error::new(ErrorKind::MissingAuthenticationToken, "Missing Authentication Token"),
+        Unknown::Client => Error::new(
+            ErrorKind::UnrecognizedClient,
+            "The security token included in the request is invalid.",
+        ),
+        Unknown::Signature => Error::new(
+            ErrorKind::InvalidSignature,
+            "The request signature we calculated does not match the signature you provided.",
+        ),
+        Unknown::Expired => Error::new(
+            ErrorKind::ExpiredToken,
+            "The security token included in the request is expired",
+        ),
+    })?;
+    let (stream, _, consumer) = place(account, body);
+    let resource = match (consumer, stream) {
+        (Some(consumer), _) => consumer,
+        (None, Some(stream)) => account.arn(&stream),
+        (None, None) => "*".to_owned(),
+    };
+    let action = format!("kinesis:{}", operation.name());
+    if key.may(&action, &resource) {
+        return Ok(());
+    }
+    let message = format!(
+        "User: {} is not authorized to perform: {action} on resource: {resource} because no identity-based policy allows \
+         the {action} action",
+        key.arn()
+    );
+    Err(Error::new(ErrorKind::AccessDenied, message))
+}
+
+/// STS speaks the Query protocol, in forms.
+fn is_form(headers: &HeaderMap) -> bool {
+    let content_type = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
+    content_type.is_some_and(|text| text.starts_with("application/x-www-form-urlencoded"))
+}
+
+/// Does to a call what the script says.
+async fn strike(fault: Fault, connection: &Connection) -> Result<(), Refusal> {
+    match fault {
+        Fault::Error(kind) => Err(Error::new(kind, "scripted").into()),
+        Fault::Status(status) => Err(Refusal::Status(status)),
+        Fault::Delay(by) => {
+            tokio::time::sleep(by).await;
+            Ok(())
+        }
+        Fault::GoAway => {
+            connection.go_away();
+            Ok(())
+        }
+        Fault::Stall | Fault::StallInFrame => std::future::pending().await,
+        // What is left says how a connection ends; before the answer there is one way only.
+        _ => {
+            connection.reset();
+            std::future::pending().await
+        }
+    }
+}
+
+/// What a request says of its stream and shard.
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Place {
+    stream_name: Option<String>,
+    #[serde(rename = "StreamARN")]
+    stream_arn: Option<String>,
+    #[serde(rename = "ConsumerARN")]
+    consumer_arn: Option<String>,
+    shard_id: Option<String>,
+    shard_iterator: Option<String>,
+}
+
+/// Of which stream, shard and consumer a call is, as far as it says so.
+fn place(account: &Account, body: &[u8]) -> (Option<String>, Option<u32>, Option<String>) {
+    let Ok(place) = serde_json::from_slice::<Place>(body) else {
+        return (None, None, None);
+    };
+    let iterator = place
+        .shard_iterator
+        .and_then(|token| account.seal.open::<ShardIterator>(Kind::ShardIterator, &token));
+    if let Some(iterator) = iterator {
+        return (Some(iterator.stream), Some(iterator.shard), None);
+    }
+    let of_arn = place.stream_arn.or_else(|| place.consumer_arn.clone()).and_then(|arn| {
+        let (_, path) = arn.split_once(":stream/")?;
+        path.split('/').next().map(str::to_owned)
+    });
+    let shard = place.shard_id.as_deref().and_then(shard::parse_id);
+    (place.stream_name.or(of_arn), shard, place.consumer_arn)
 }
 
 fn operation_of(method: &Method, headers: &HeaderMap) -> Result<Operation, Error> {
@@ -123,18 +271,38 @@ async fn read_body(body: Incoming) -> Result<Bytes, StatusCode> {
     }
 }
 
-fn json(status: StatusCode, pieces: Vec<Bytes>) -> Response<Pieces> {
+fn json(status: StatusCode, pieces: Vec<Bytes>) -> Response<Answer> {
+    with_body(status, CONTENT_TYPE_JSON, pieces)
+}
+
+fn with_body(status: StatusCode, content_type: &'static str, pieces: Vec<Bytes>) -> Response<Answer> {
+    let body = Pieces::from(pieces);
+    let length = body.left;
     let mut response = plain(status);
-    *response.body_mut() = pieces.into();
-    let length = response.body().left;
+    *response.body_mut() = whole(body);
     let headers = response.headers_mut();
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static(CONTENT_TYPE_JSON));
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
     headers.insert(CONTENT_LENGTH, length.into());
     response
 }
 
-fn plain(status: StatusCode) -> Response<Pieces> {
-    let mut response = Response::new(Pieces::from(Vec::new()));
+fn events(subscription: Subscription, connection: &Arc<Connection>) -> Response<Answer> {
+    let frames = subscription
+        .into_events(Arc::clone(connection))
+        .map(|item| item.map(Frame::data));
+    let mut response = plain(StatusCode::OK);
+    *response.body_mut() = StreamBody::new(frames).boxed_unsync();
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(CONTENT_TYPE_EVENTS));
+    response
+}
+
+fn whole(body: Pieces) -> Answer {
+    body.map_err(|never| match never {}).boxed_unsync()
+}
+
+fn plain(status: StatusCode) -> Response<Answer> {
+    let mut response = Response::new(whole(Pieces::from(Vec::new())));
     *response.status_mut() = status;
     let request_id = Uuid::new_v4().to_string();
     if let Ok(value) = HeaderValue::try_from(request_id) {

@@ -31,6 +31,9 @@ UNSUPPORTED = {
         "a_batch_has_one_to_500_records": "answers batches of none and of 501",
         "a_time_to_come_is_refused": "gives an iterator",
         "the_filter_at_trim_horizon_shows_the_first_shards": "shows the shards since then too",
+        "a_subscription_brings_records_and_says_where_to_go_on": "sends no initial response, which boto3 waits for",
+        "a_second_subscription_is_refused_for_five_seconds": "sends no initial response, which boto3 waits for",
+        "a_subscription_to_a_shard_that_was_split_ends_with_its_children": "a closed shard never ends",
     },
 }
 
@@ -553,6 +556,86 @@ def large_records_pass_when_the_stream_allows_them(subject):
     subject.client.put_record(StreamName=name, Data=b"x" * (4 << 20), PartitionKey="k")
     _, page = subject_page(subject, name)
     assert [len(record["Data"]) for record in page["Records"]] == [4 << 20]
+
+
+def consumer_of(subject, name, consumer="reader"):
+    """An active consumer of a stream."""
+    arn = subject.wait_active(name)["StreamARN"]
+    registered = subject.client.register_stream_consumer(StreamARN=arn, ConsumerName=consumer)["Consumer"]
+    deadline = time.monotonic() + READY_SECONDS
+    while True:
+        described = subject.client.describe_stream_consumer(ConsumerARN=registered["ConsumerARN"])
+        if described["ConsumerDescription"]["ConsumerStatus"] == "ACTIVE":
+            return arn, registered["ConsumerARN"]
+        assert time.monotonic() < deadline, "the consumer does not become active"
+        time.sleep(0.05)
+
+
+def subscription(subject, consumer, shard="shardId-000000000000", kind="TRIM_HORIZON", **more):
+    position = {"Type": kind, **more}
+    answer = subject.client.subscribe_to_shard(ConsumerARN=consumer, ShardId=shard, StartingPosition=position)
+    for event in answer["EventStream"]:
+        yield event["SubscribeToShardEvent"]
+
+
+@fact
+def consumers_are_registered_described_listed_and_deregistered(subject):
+    name = subject.stream()
+    arn, consumer = consumer_of(subject, name, "one")
+    assert consumer.startswith(f"{arn}/consumer/one:"), consumer
+    consumer_of(subject, name, "two")
+    refused(
+        lambda: subject.client.register_stream_consumer(StreamARN=arn, ConsumerName="one"), "ResourceInUseException"
+    )
+    by_name = subject.client.describe_stream_consumer(StreamARN=arn, ConsumerName="one")["ConsumerDescription"]
+    assert (by_name["ConsumerARN"], by_name["StreamARN"]) == (consumer, arn)
+    listed = subject.client.list_stream_consumers(StreamARN=arn)["Consumers"]
+    assert sorted(one["ConsumerName"] for one in listed) == ["one", "two"]
+    subject.client.deregister_stream_consumer(ConsumerARN=consumer)
+    deadline = time.monotonic() + READY_SECONDS
+    while len(subject.client.list_stream_consumers(StreamARN=arn)["Consumers"]) > 1:
+        assert time.monotonic() < deadline, "the consumer is not gone"
+        time.sleep(0.05)
+    missing = lambda: subject.client.describe_stream_consumer(StreamARN=arn, ConsumerName="one")
+    refused(missing, "ResourceNotFoundException")
+
+
+@fact
+def a_subscription_brings_records_and_says_where_to_go_on(subject):
+    name = subject.stream()
+    for text in ("a", "b"):
+        subject.put(name, text)
+    _, consumer = consumer_of(subject, name)
+    got = []
+    for event in subscription(subject, consumer):
+        got += [record["Data"].decode() for record in event["Records"]]
+        if len(got) >= 2:
+            break
+    assert got == ["a", "b"], got
+    assert event["MillisBehindLatest"] == 0
+    assert event["ContinuationSequenceNumber"] >= event["Records"][-1]["SequenceNumber"]
+
+
+@fact
+def a_second_subscription_is_refused_for_five_seconds(subject):
+    name = subject.stream()
+    _, consumer = consumer_of(subject, name)
+    first = subscription(subject, consumer)
+    next(first)
+    refused(lambda: next(subscription(subject, consumer)), "ResourceInUseException")
+
+
+@fact
+def a_subscription_to_a_shard_that_was_split_ends_with_its_children(subject):
+    name = subject.stream()
+    subject.put(name, "a")
+    _, consumer = consumer_of(subject, name)
+    subject.client.split_shard(StreamName=name, ShardToSplit=shard_id(0), NewStartingHashKey=str(2**127))
+    subject.wait_active(name)
+    events = list(subscription(subject, consumer))
+    assert [record["Data"] for event in events for record in event["Records"]] == [b"a"]
+    assert ids(events[-1]["ChildShards"]) == [shard_id(1), shard_id(2)]
+    assert not any(event.get("ChildShards") for event in events[:-1])
 
 
 def main():

@@ -102,6 +102,7 @@ pub(crate) fn spec(table: &str) -> PipeSpec {
             credential: "projects/default/credentials/aws".parse().unwrap(),
             endpoint: None,
             end: None,
+            fan_out: None,
         },
         destination: Destination {
             endpoint: "http://127.0.0.1:8123".to_owned(),

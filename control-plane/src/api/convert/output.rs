@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use millrace_common::pipe::{
-    Column, Compression, DataGapPolicy, Decoding, Delivery, DesiredState, FieldMapping, PipeSpec, StartPosition,
-    StreamRef, TableEngine, UnknownFieldPolicy,
+    Column, Compression, DataGapPolicy, Decoding, Delivery, DesiredState, FanOut, FieldMapping, PipeSpec,
+    StartPosition, StreamRef, TableEngine, UnknownFieldPolicy,
 };
 use millrace_proto::api::v1 as proto;
 
@@ -74,6 +74,11 @@ fn source(spec: &PipeSpec) -> proto::Source {
         credential: source.credential.to_string(),
         endpoint: source.endpoint.clone().unwrap_or_default(),
         end_timestamp: source.end.map(timestamp),
+        use_enhanced_fan_out: source.fan_out.is_some(),
+        consumer_arn: match &source.fan_out {
+            Some(FanOut::Consumer(arn)) => arn.clone(),
+            Some(FanOut::Managed) | None => String::new(),
+        },
     };
     proto::Source {
         kind: Some(proto::source::Kind::Kinesis(kinesis)),
@@ -139,6 +144,7 @@ fn settings(spec: &PipeSpec) -> proto::Settings {
     let compression = match settings.compression {
         Compression::Lz4 => proto::Compression::Lz4,
         Compression::None => proto::Compression::None,
+        Compression::Zstd => proto::Compression::Zstd,
     };
     proto::Settings {
         max_batch_rows: settings.max_batch_rows,

@@ -1,12 +1,14 @@
 //! The source of a pipe.
 
 use jiff::Timestamp;
-use millrace_common::pipe::{KinesisSource, StartPosition, StreamRef};
+use millrace_common::pipe::{FanOut, KinesisSource, StartPosition, StreamRef};
 use millrace_proto::api::v1::{self as proto, source::Kind};
 
 use super::{Context, Violations, credential_name, names, unknown_enum};
 
 const KINESIS: &str = "pipe.source.kinesis";
+/// Most characters of a consumer's name.
+const CONSUMER_NAME_CHARS: usize = 128;
 const EXAMPLE_ENDPOINT: &str = "https://vpce-0a1b2c.kinesis.eu-central-1.vpce.amazonaws.com";
 
 pub(super) fn source(
@@ -30,6 +32,7 @@ pub(super) fn source(
     let region = region(kinesis, stream.as_ref(), violations);
     let start = start(kinesis, context.now, violations);
     let end = end(kinesis, start, violations);
+    let fan_out = fan_out(kinesis, stream.as_ref(), violations);
     let credential = credential_name(
         &kinesis.credential,
         "pipe.source.kinesis.credential",
@@ -53,7 +56,55 @@ pub(super) fn source(
         credential: credential?,
         endpoint,
         end,
+        fan_out,
     })
+}
+
+/// How to read, and with whose consumer. The consumer must be one of the pipe's stream.
+fn fan_out(kinesis: &proto::KinesisSource, stream: Option<&StreamRef>, violations: &mut Violations) -> Option<FanOut> {
+    let field = "pipe.source.kinesis.consumer_arn";
+    let arn = kinesis.consumer_arn.as_str();
+    match (kinesis.use_enhanced_fan_out, arn.is_empty()) {
+        (false, true) => return None,
+        (true, true) => return Some(FanOut::Managed),
+        (false, false) => {
+            violations.add(field, "is only for pipe.source.kinesis.use_enhanced_fan_out = true");
+            return None;
+        }
+        (true, false) => {}
+    }
+    let of_stream = consumer_stream(arn).is_some_and(|stream_arn| match stream {
+        Some(StreamRef::Arn(arn)) => arn == stream_arn,
+        Some(StreamRef::Name(name)) => stream_arn.rsplit_once('/').is_some_and(|(_, last)| last == name),
+        // What is wrong with the stream is said there.
+        None => true,
+    });
+    if !of_stream {
+        violations.add(
+            field,
+            "is not a consumer of the pipe's stream: give one such as \
+             arn:aws:kinesis:eu-central-1:000000000000:stream/orders/consumer/millrace:1767323045",
+        );
+        return None;
+    }
+    Some(FanOut::Consumer(arn.to_owned()))
+}
+
+/// The stream's part of a consumer's ARN, if it is one: `arn:…:stream/NAME/consumer/NAME:TIMESTAMP`.
+fn consumer_stream(arn: &str) -> Option<&str> {
+    let is_name = |text: &str| {
+        !text.is_empty()
+            && text.len() <= CONSUMER_NAME_CHARS
+            && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"_.-".contains(&b))
+    };
+    let (stream, consumer) = arn.split_once("/consumer/")?;
+    let (name, created) = consumer.split_once(':')?;
+    let well_formed = stream.starts_with("arn:")
+        && stream.contains(":stream/")
+        && is_name(name)
+        && !created.is_empty()
+        && created.bytes().all(|b| b.is_ascii_digit());
+    well_formed.then_some(stream)
 }
 
 fn stream(kinesis: &proto::KinesisSource, violations: &mut Violations) -> Option<StreamRef> {
@@ -187,4 +238,47 @@ fn end(kinesis: &proto::KinesisSource, start: Option<StartPosition>, violations:
         None => {}
     }
     None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const STREAM: &str = "arn:aws:kinesis:eu-central-1:000000000000:stream/orders";
+
+    fn read(use_enhanced_fan_out: bool, consumer_arn: &str, stream: &StreamRef) -> (Option<FanOut>, bool) {
+        let kinesis = proto::KinesisSource {
+            use_enhanced_fan_out,
+            consumer_arn: consumer_arn.to_owned(),
+            ..Default::default()
+        };
+        let mut violations = Violations::new();
+        let fan_out = fan_out(&kinesis, Some(stream), &mut violations);
+        (fan_out, violations.finish().is_ok())
+    }
+
+    #[test]
+    fn a_consumer_is_one_of_the_pipes_stream_or_its_own() {
+        let name = StreamRef::Name("orders".to_owned());
+        let arn = StreamRef::Arn(STREAM.to_owned());
+        assert_eq!(read(false, "", &name), (None, true));
+        assert_eq!(read(true, "", &name), (Some(FanOut::Managed), true));
+        let good = format!("{STREAM}/consumer/loader:1767323045");
+        for stream in [&name, &arn] {
+            assert_eq!(read(true, &good, stream), (Some(FanOut::Consumer(good.clone())), true));
+        }
+        assert_eq!(read(false, &good, &name), (None, false), "it would not be used");
+        let bad = [
+            format!("{STREAM}/consumer/loader"),
+            format!("{STREAM}/consumer/:1"),
+            format!("{STREAM}/consumer/a b:1"),
+            format!("{STREAM}/consumer/loader:1\n"),
+            STREAM.to_owned(),
+            "loader".to_owned(),
+            good.replace("orders", "others"),
+        ];
+        for bad in bad {
+            assert_eq!(read(true, &bad, &name), (None, false), "{bad}");
+        }
+    }
 }

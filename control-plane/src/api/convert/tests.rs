@@ -528,7 +528,7 @@ prop_compose! {
             max_batch_rows: rows,
             max_batch_bytes: 4_096 + rows,
             max_insert_wait: Some(output::duration(std::time::Duration::from_millis(millis))),
-            compression: if none { 2 } else { 1 },
+            compression: if none { 2 } else if at_least_once { 3 } else { 1 },
             delivery: if at_least_once { 2 } else { 1 },
             on_data_gap: if none { 2 } else { 1 },
         });
@@ -599,6 +599,7 @@ proptest! {
             format: number, stream_name: text.clone(), stream_arn: String::new(), region: text.clone(),
             iterator_type: number, timestamp: None, credential: text.clone(), endpoint: text.clone(),
             end_timestamp: Some(prost_types::Timestamp { seconds: size.cast_signed(), nanos: number }),
+            use_enhanced_fan_out: size % 2 == 0, consumer_arn: text.clone(),
         }))});
         let destination = pipe.destination.as_mut().unwrap();
         destination.endpoint = text.clone();

@@ -206,6 +206,7 @@ pub(super) fn spec(replicas: u32) -> PipeSpec {
             credential: "projects/default/credentials/aws".parse().unwrap(),
             endpoint: None,
             end: None,
+            fan_out: None,
         },
         destination: Destination {
             endpoint: "http://127.0.0.1:8123".into(),

@@ -4,8 +4,11 @@ use jiff::Timestamp;
 use millrace_common::{
     aws,
     batch::OpenBatch,
-    ids::{Epoch, ShardId},
-    pipe::{Compression, Delivery, MappedColumn, PipeSpec, ResolvedSpec, Settings, UnknownFieldPolicy},
+    ids::{Epoch, PipeUid, ShardId},
+    pipe::{
+        Compression, Delivery, FanOut, MappedColumn, PipeSpec, ResolvedSpec, Settings, UnknownFieldPolicy,
+        managed_consumer,
+    },
     position::{Position, Slice},
 };
 use millrace_proto::worker::v1;
@@ -13,6 +16,7 @@ use secrecy::{ExposeSecret as _, SecretString};
 
 /// One revision of a pipe, with its secrets.
 pub fn pipe_spec(
+    pipe: PipeUid,
     spec: &PipeSpec,
     resolved: &ResolvedSpec,
     aws: &aws::Credential,
@@ -28,6 +32,14 @@ pub fn pipe_spec(
             endpoint: spec.source.endpoint.clone().unwrap_or_default(),
             end_timestamp: spec.source.end.map(timestamp),
             credential: Some(aws_credential(aws)),
+            consumer_arn: match &spec.source.fan_out {
+                Some(FanOut::Consumer(arn)) => arn.clone(),
+                Some(FanOut::Managed) | None => String::new(),
+            },
+            consumer_name: match &spec.source.fan_out {
+                Some(FanOut::Managed) => managed_consumer(pipe),
+                Some(FanOut::Consumer(_)) | None => String::new(),
+            },
         }),
         clickhouse: Some(v1::ClickHouseDestination {
             endpoint: spec.destination.endpoint.clone(),
@@ -94,7 +106,11 @@ fn settings(settings: &Settings) -> v1::BatchSettings {
         max_bytes: settings.max_batch_bytes,
         // The API keeps it far below what a protobuf duration can hold.
         max_wait: settings.max_insert_wait.try_into().ok(),
-        lz4: settings.compression == Compression::Lz4,
+        compression: match settings.compression {
+            Compression::Lz4 => v1::Compression::Lz4.into(),
+            Compression::None => v1::Compression::None.into(),
+            Compression::Zstd => v1::Compression::Zstd.into(),
+        },
         exactly_once: settings.delivery == Delivery::ExactlyOnce,
     }
 }

@@ -6,9 +6,9 @@ use std::{collections::BTreeMap, fmt::Debug, time::Duration};
 use millrace_common::{
     ids::Revision,
     pipe::{
-        Column, Compression, DataGapPolicy, Decoding, Delivery, Destination, FieldMapping, KinesisSource, MappedColumn,
-        PartitionBy, PipeSpec, ResolvedSpec, Settings, StartPosition, StreamIdentity, StreamRef, TableDefinition,
-        TableEngine, UnknownFieldPolicy,
+        Column, Compression, DataGapPolicy, Decoding, Delivery, Destination, FanOut, FieldMapping, KinesisSource,
+        MappedColumn, PartitionBy, PipeSpec, ResolvedSpec, Settings, StartPosition, StreamIdentity, StreamRef,
+        TableDefinition, TableEngine, UnknownFieldPolicy,
     },
     position::Position,
 };
@@ -35,6 +35,7 @@ pub(super) fn spec() -> PipeSpec {
             credential: "projects/default/credentials/aws".parse().unwrap(),
             endpoint: Some("https://kinesis.example.com".to_owned()),
             end: None,
+            fan_out: None,
         },
         destination: Destination {
             endpoint: "https://ch.example.com:8443".to_owned(),
@@ -129,6 +130,17 @@ fn mapped_pipe_spec() {
         keep_packed: true,
     };
     check(include_str!("../golden/pipe_spec_mapped.json"), &mapped);
+}
+
+#[test]
+fn fan_out_pipe_spec() {
+    let mut pipe = spec();
+    let arn = "arn:aws:kinesis:eu-central-1:123456789012:stream/events/consumer/loader:1767323045";
+    pipe.source.fan_out = Some(FanOut::Consumer(arn.to_owned()));
+    check(include_str!("../golden/pipe_spec_fan_out.json"), &pipe);
+    pipe.source.fan_out = Some(FanOut::Managed);
+    let stored = serde_json::to_value(&pipe).unwrap();
+    assert_eq!(stored["source"]["fan_out"], "managed");
 }
 
 #[test]

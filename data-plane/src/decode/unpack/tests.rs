@@ -238,7 +238,7 @@ fn damaged_aggregates_are_refused_whole() {
         b"\x0a\x7f".to_vec(),
         [0xFF; 20].to_vec(),
         b"\x0a\x01\xff\x1a\x04\x08\x00\x1a\x00".to_vec(),
-        b"\x0d\x00".repeat(1),
+        b"\x0d\x00".to_vec(),
     ] {
         assert_eq!(
             unpack(&signed(&body), false),

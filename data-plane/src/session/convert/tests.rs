@@ -22,6 +22,8 @@ fn wire_spec(revision: u64) -> wire::PipeSpec {
                 nanos: 0,
             }),
             end_timestamp: None,
+            consumer_arn: String::new(),
+            consumer_name: String::new(),
         }),
         clickhouse: Some(wire::ClickHouseDestination {
             endpoint: "http://127.0.0.1:8123".into(),
@@ -49,7 +51,7 @@ fn wire_spec(revision: u64) -> wire::PipeSpec {
             max_rows: 10,
             max_bytes: 20,
             max_wait: Some(prost_types::Duration { seconds: 5, nanos: 0 }),
-            lz4: true,
+            compression: wire::Compression::Lz4.into(),
             exactly_once: true,
         }),
     }
@@ -211,4 +213,20 @@ fn times_round_trip() {
         let position = Position::AtTimestamp(Timestamp::from_nanosecond(nanos).expect("in range"));
         assert_eq!(self::position(to_position(&position)), Ok(position));
     }
+}
+
+#[test]
+fn a_stream_is_read_with_the_consumer_that_is_named_or_polled() {
+    let read = |arn: &str, name: &str| {
+        let mut kinesis = wire_spec(1).kinesis.unwrap();
+        kinesis.consumer_arn = arn.to_owned();
+        kinesis.consumer_name = name.to_owned();
+        source(kinesis).unwrap()
+    };
+    let polled = read("", "");
+    assert_eq!(polled.consumer, None);
+    let named = read("", "millrace-1");
+    assert_eq!(named.consumer, Some(Consumer::Name("millrace-1".to_owned())));
+    assert_eq!(read("arn", "").consumer, Some(Consumer::Arn("arn".to_owned())));
+    assert_ne!(polled.fingerprint, named.fingerprint, "readers are to begin anew");
 }

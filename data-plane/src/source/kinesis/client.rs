@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use aws_sdk_kinesis::{
     operation::get_records::GetRecordsOutput,
-    types::{Record as SdkRecord, ShardIteratorType},
+    types::{ChildShard, ConsumerStatus, Record as SdkRecord, ShardIteratorType},
 };
 use aws_smithy_types::DateTime;
 use jiff::Timestamp;
@@ -18,6 +18,7 @@ use tokio::{sync::Mutex, time::Instant};
 
 use super::{
     failure::Failure,
+    fanout::Channels,
     gap::SHORTEST_RETENTION,
     poll::CreatedStream,
     tap::{self, Tap, tapped},
@@ -28,7 +29,18 @@ use crate::source::Record;
 #[derive(Debug, Clone)]
 pub struct Client {
     sdk: aws_sdk_kinesis::Client,
+    channels: Channels,
     described: Arc<Mutex<Option<Described>>>,
+    /// The consumer that was looked up, by its name: its ARN, or nothing where it was not ready.
+    consumer: Arc<Mutex<Option<LookedUp>>>,
+}
+
+/// What was found under a consumer's name, and when that was asked.
+#[derive(Debug)]
+struct LookedUp {
+    asked: Instant,
+    name: String,
+    arn: Option<String>,
 }
 
 /// What a stream was described as, and when that was asked.
@@ -72,6 +84,15 @@ pub(super) struct Child {
     pub(super) parents: Vec<String>,
 }
 
+impl From<ChildShard> for Child {
+    fn from(child: ChildShard) -> Self {
+        Self {
+            id: child.shard_id,
+            parents: child.parent_shards,
+        }
+    }
+}
+
 impl Client {
     /// A client for `access`. Makes no call.
     pub async fn new(access: &aws::Access) -> Self {
@@ -80,14 +101,18 @@ impl Client {
             max_attempts: 1,
             ..access.clone()
         };
+        let config = aws_sdk_kinesis::config::Builder::from(&aws::config(&access).await);
         Self {
-            sdk: aws_sdk_kinesis::Client::from_conf(
-                aws_sdk_kinesis::config::Builder::from(&aws::config(&access).await)
-                    .http_client(Tap::new(tap::https()))
-                    .build(),
-            ),
+            sdk: aws_sdk_kinesis::Client::from_conf(config.clone().http_client(Tap::new(tap::https())).build()),
+            channels: Channels::new(config),
             described: Arc::default(),
+            consumer: Arc::default(),
         }
+    }
+
+    /// Connections for subscriptions.
+    pub(super) fn channels(&self) -> Channels {
+        self.channels.clone()
     }
 
     pub(super) async fn shard_iterator(
@@ -160,6 +185,51 @@ impl Client {
         Ok(stream)
     }
 
+    /// The ARN of the consumer of this name; `None` if it cannot be read with yet. Readers of one lane share one call: there may
+    /// be 20 a second for a stream.
+    pub(super) async fn consumer(&self, stream_arn: &str, name: &str) -> Result<Option<String>, Failure> {
+        let asked = Instant::now();
+        let mut known = self.consumer.lock().await;
+        if let Some(last) = &*known
+            && last.name == name
+            && (last.arn.is_some() || last.asked >= asked)
+        {
+            return Ok(last.arn.clone());
+        }
+        *known = None;
+        let asked = Instant::now();
+        let arn = self.describe_consumer(stream_arn, name).await?;
+        *known = Some(LookedUp {
+            asked,
+            name: name.to_owned(),
+            arn: arn.clone(),
+        });
+        Ok(arn)
+    }
+
+    /// What was looked up is not there any more.
+    pub(super) fn forget_consumer(&self) {
+        // Whoever holds it is looking it up anew.
+        if let Ok(mut known) = self.consumer.try_lock() {
+            *known = None;
+        }
+    }
+
+    async fn describe_consumer(&self, stream_arn: &str, name: &str) -> Result<Option<String>, Failure> {
+        const CALL: &str = "DescribeStreamConsumer";
+        let call = self
+            .sdk
+            .describe_stream_consumer()
+            .stream_arn(stream_arn)
+            .consumer_name(name);
+        let output = call.send().await.map_err(|error| Failure::of(CALL, &error))?;
+        let described = output
+            .consumer_description
+            .ok_or_else(|| Failure::malformed(CALL, "an answer without a description"))?;
+        let ready = described.consumer_status == ConsumerStatus::Active;
+        Ok(ready.then_some(described.consumer_arn))
+    }
+
     async fn describe(&self, stream_arn: &str) -> Result<CreatedStream, Failure> {
         const CALL: &str = "DescribeStreamSummary";
         let call = self.sdk.describe_stream_summary().stream_arn(stream_arn);
@@ -178,29 +248,28 @@ impl Client {
     }
 }
 
-fn date_time(time: Timestamp) -> DateTime {
+pub(super) fn date_time(time: Timestamp) -> DateTime {
     // A `Timestamp` fits: both reach from year -9999 to 9999.
     DateTime::from_nanos(time.as_nanosecond()).unwrap_or_else(|_| DateTime::from_millis(time.as_millisecond()))
 }
 
 /// The answer in our types, or what should have been a sequence number.
 pub(super) fn reply(output: GetRecordsOutput) -> Result<Reply, String> {
-    let records = output.records.into_iter().map(record).collect::<Result<_, _>>()?;
-    let children = output.child_shards.map(|children| {
-        children
-            .into_iter()
-            .map(|child| Child {
-                id: child.shard_id,
-                parents: child.parent_shards,
-            })
-            .collect()
-    });
+    let records = records(output.records)?;
+    let children = output
+        .child_shards
+        .map(|children| children.into_iter().map(Child::from).collect());
     Ok(Reply {
         records,
         next_iterator: output.next_shard_iterator.filter(|iterator| !iterator.is_empty()),
         millis_behind: output.millis_behind_latest,
         children,
     })
+}
+
+/// Records in our type, or what should have been a sequence number.
+pub(super) fn records(records: Vec<SdkRecord>) -> Result<Vec<Record>, String> {
+    records.into_iter().map(record).collect()
 }
 
 /// Milliseconds since the epoch. Kinesis counts in these and writes them as seconds with a fraction, which in binary often

@@ -20,6 +20,8 @@ pub(super) enum Kind {
     ExpiredIterator,
     /// The service, the network or a timeout.
     Transient,
+    /// Somebody else is subscribed to the shard, or the stream is being created or deleted.
+    InUse,
     /// An answer that cannot be one.
     Malformed,
     /// No such stream or shard.
@@ -39,7 +41,7 @@ impl Kind {
     pub(super) fn reason(self) -> &'static str {
         match self {
             Kind::Throttled => reason::SOURCE_THROTTLED,
-            Kind::ExpiredIterator | Kind::Transient | Kind::Malformed => reason::SOURCE_UNREACHABLE,
+            Kind::ExpiredIterator | Kind::Transient | Kind::InUse | Kind::Malformed => reason::SOURCE_UNREACHABLE,
             Kind::NotFound => reason::SOURCE_STREAM_NOT_FOUND,
             Kind::InvalidArgument => reason::SOURCE_POSITION_EXPIRED,
             Kind::Denied => reason::SOURCE_ACCESS_DENIED,
@@ -55,6 +57,7 @@ impl Kind {
             Kind::ExpiredIterator | Kind::Transient | Kind::Malformed => {
                 "check the endpoint and the network; Millrace keeps trying"
             }
+            Kind::InUse => "see that nobody else reads with the pipe's consumer; Millrace keeps trying",
             Kind::NotFound => "check the stream's name, region and account; the position is kept",
             Kind::InvalidArgument => {
                 "the position is kept; check that the stream is the one that the pipe was made for"
@@ -140,6 +143,15 @@ impl Failure {
     }
 }
 
+/// What an error of the service says, as far as it is shown.
+pub(super) fn describe_sdk<E: std::error::Error>(error: &E) -> String {
+    DisplayErrorContext(error)
+        .to_string()
+        .chars()
+        .take(MESSAGE_CHARS)
+        .collect()
+}
+
 /// Whether no credentials could be had: a wrong role, an empty environment.
 fn is_credential(error: &(dyn std::error::Error + 'static)) -> bool {
     std::iter::successors(Some(error), |error| error.source()).any(|error| {
@@ -165,8 +177,7 @@ pub(super) fn by_code(code: Option<&str>, status: u16) -> Kind {
         | "SlowDown" => Kind::Throttled,
         "ExpiredIteratorException" => Kind::ExpiredIterator,
         "ResourceNotFoundException" => Kind::NotFound,
-        // A stream that is being created or deleted.
-        "ResourceInUseException" => Kind::Transient,
+        "ResourceInUseException" => Kind::InUse,
         "InvalidArgumentException" => Kind::InvalidArgument,
         "AccessDeniedException"
         | "AccessDenied"

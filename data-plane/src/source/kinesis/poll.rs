@@ -53,6 +53,12 @@ const SMALL_RESERVE: usize = 1024 * 1024;
 const SHOW_FAILURE_AFTER: Duration = Duration::from_secs(5);
 /// The same for throttling, which every shared stream sees now and then.
 const SHOW_THROTTLING_AFTER: Duration = Duration::from_secs(30);
+/// And for a shard that somebody else is subscribed to: at a hand-over that lasts some seconds.
+const SHOW_IN_USE_AFTER: Duration = Duration::from_secs(30);
+/// Most payload of one event of a subscription, unless it is one record.
+const EVENT_BYTES: usize = 2 * 1024 * 1024;
+/// What is held while nothing but a little is expected. What comes then takes what it costs, before anything follows it.
+const WAIT_RESERVE: usize = 64 * 1024;
 /// An iterator that brings nothing for this long, although there is something, is given up for a new one.
 const STALL: Duration = Duration::from_secs(60);
 /// Empty answers at the tip after which a replay's missing record is believed to be gone.
@@ -199,6 +205,8 @@ pub(super) struct Machine {
     /// The next iterator is asked for by time: the position's sequence number has left the stream, and no record has.
     by_time: bool,
     asked: Asked,
+    /// What stands for an iterator is a subscription: its events are not calls, and come at their own pace.
+    pushed: bool,
 }
 
 impl Machine {
@@ -211,6 +219,7 @@ impl Machine {
             ask_retention: false,
             by_time: false,
             asked: Asked::Plainly,
+            pushed: false,
             record_bytes: options.first_record_bytes(),
             pace: Pace::new(options.limits, now),
             options,
@@ -249,6 +258,9 @@ impl Machine {
         let Some(iterator) = &self.iterator else {
             return self.want_iterator();
         };
+        if self.pushed {
+            return self.await_event(iterator.clone());
+        }
         if now < self.pace.records_at() {
             return Action::Wait(self.pace.records_at());
         }
@@ -267,6 +279,46 @@ impl Machine {
             limit,
             reserve,
         }
+    }
+
+    /// Reading the next event of a subscription.
+    fn await_event(&self, iterator: String) -> Action {
+        let limit = limit(EVENT_BYTES, self.record_bytes);
+        let reserve = if self.probing || self.at_tip {
+            WAIT_RESERVE
+        } else {
+            reserve(EVENT_BYTES, limit)
+        };
+        Action::GetRecords {
+            iterator,
+            limit,
+            reserve,
+        }
+    }
+
+    /// Whether what stands for an iterator is a subscription.
+    pub(super) fn set_pushed(&mut self, pushed: bool) {
+        self.pushed = pushed;
+    }
+
+    /// Whether it reads the events of a subscription.
+    pub(super) fn is_pushed(&self) -> bool {
+        self.pushed
+    }
+
+    /// Asks for another iterator, at the position.
+    pub(super) fn renew(&mut self) {
+        self.iterator = None;
+    }
+
+    /// Whether the next answer has to prove that nothing is missing before it.
+    pub(super) fn is_proving(&self) -> bool {
+        self.asked == Asked::ForProof
+    }
+
+    /// After the last record that was accepted.
+    pub(super) fn position(&self) -> &Position {
+        &self.position
     }
 
     /// The first record, if it is given and not read yet. It proves by itself that nothing behind it was trimmed.
@@ -557,7 +609,9 @@ impl Machine {
                     lasted >= SHOW_FAILURE_AFTER,
                 )
             }
-            Kind::Transient => {
+            // When to ask again is known better where subscriptions are counted.
+            Kind::InUse if self.pushed => (None, lasted >= SHOW_IN_USE_AFTER),
+            Kind::Transient | Kind::InUse => {
                 self.probing = true;
                 (Some(Brake::Failed), lasted >= SHOW_FAILURE_AFTER)
             }

@@ -24,7 +24,7 @@ pub(in super::super) const MAX_BATCH_RECORDS: usize = 500;
 pub(in super::super) const MAX_BATCH_BYTES: usize = 10 << 20;
 /// Most records of one GetRecords, and how many it gives when not asked for less.
 const MAX_PAGE_RECORDS: usize = 10_000;
-const ITERATOR_TYPES: &[&str] = &[
+pub(super) const ITERATOR_TYPES: &[&str] = &[
     "AFTER_SEQUENCE_NUMBER",
     "LATEST",
     "AT_TIMESTAMP",
@@ -198,6 +198,7 @@ fn put_batch<'a>(account: &Account, stream: &Stream, records: Vec<Incoming<'a>>)
     let head = format!(r#"{{"FailedRecordCount":{failed},"Records":["#);
     Reply {
         pieces: vec![head.into(), results.into(), Bytes::from_static(b"]}")],
+        ..Reply::default()
     }
 }
 
@@ -229,18 +230,14 @@ pub(super) fn get_iterator(account: &Account, body: &[u8]) -> Result<Reply, Erro
     let now_ms = account.now_ms();
     let stream = account.readable_stream(request.stream.name(), request.stream.arn())?;
     let index = stream.index_of(given(&request.shard))?;
-    let start = request.start(&stream, index, now_ms)?;
-    if account.options.refuse_trimmed_numbers
-        && let Start::At(number) | Start::After(number) = start
-        && stream.is_trimmed(index, number, now_ms)?
-    {
-        return Err(Error::invalid_argument(format!(
-            "StartingSequenceNumber {} used in GetShardIterator on shard {} in {} is invalid.",
-            text(&request.sequence).unwrap_or_default(),
-            shard::id(index),
-            stream.label()
-        )));
-    }
+    let start = start(
+        given(&request.kind),
+        text(&request.sequence),
+        request.timestamp,
+        (&stream, index),
+        now_ms,
+    )?;
+    account.refuse_trimmed(&stream, index, start, now_ms)?;
     let iterator = ShardIterator {
         stream: stream.identity.name.clone(),
         created_s: stream.identity.created_s,
@@ -251,32 +248,34 @@ pub(super) fn get_iterator(account: &Account, body: &[u8]) -> Result<Reply, Erro
     Ok(json!({ "ShardIterator": account.seal.seal(Kind::ShardIterator, &iterator) }).into())
 }
 
-impl GetIterator<'_> {
-    fn start(&self, stream: &Stream, shard: u32, now_ms: i64) -> Result<Start, Error> {
-        let kind = given(&self.kind);
-        match (kind, text(&self.sequence), self.timestamp) {
-            ("TRIM_HORIZON", None, _) => Ok(Start::TrimHorizon),
-            ("LATEST", None, _) => Ok(Start::Latest),
-            ("AT_TIMESTAMP", None, Some(seconds)) if millis(seconds) <= now_ms => {
-                Ok(Start::AtTimestamp(millis(seconds)))
-            }
-            ("AT_TIMESTAMP", None, Some(seconds)) => Err(Error::invalid_argument(format!(
-                "The timestampInMillis parameter cannot be greater than the currentTimestampInMillis. \
-                 timestampInMillis: {}, currentTimestampInMillis: {now_ms}",
-                millis(seconds)
-            ))),
-            ("AT_TIMESTAMP", ..) => Err(Error::invalid_argument(
-                "Must specify timestamp parameter and no StartingSequenceNumber for iterator of type AT_TIMESTAMP.",
-            )),
-            ("AT_SEQUENCE_NUMBER", Some(digits), _) => Ok(Start::At(sequence_of(digits, stream, shard, now_ms)?)),
-            ("AFTER_SEQUENCE_NUMBER", Some(digits), _) => Ok(Start::After(sequence_of(digits, stream, shard, now_ms)?)),
-            (_, sequence, _) => Err(Error::invalid_argument(format!(
-                "Must either specify (1) AT_SEQUENCE_NUMBER or AFTER_SEQUENCE_NUMBER and StartingSequenceNumber or (2) \
-                 TRIM_HORIZON or LATEST and no StartingSequenceNumber. Request specified {kind} and {} \
-                 StartingSequenceNumber.",
-                if sequence.is_some() { "also a" } else { "no" }
-            ))),
-        }
+/// Where an iterator or a subscription of this kind starts in a shard.
+pub(super) fn start(
+    kind: &str,
+    sequence: Option<&str>,
+    timestamp: Option<f64>,
+    (stream, shard): (&Stream, u32),
+    now_ms: i64,
+) -> Result<Start, Error> {
+    match (kind, sequence, timestamp) {
+        ("TRIM_HORIZON", None, _) => Ok(Start::TrimHorizon),
+        ("LATEST", None, _) => Ok(Start::Latest),
+        ("AT_TIMESTAMP", None, Some(seconds)) if millis(seconds) <= now_ms => Ok(Start::AtTimestamp(millis(seconds))),
+        ("AT_TIMESTAMP", None, Some(seconds)) => Err(Error::invalid_argument(format!(
+            "The timestampInMillis parameter cannot be greater than the currentTimestampInMillis. timestampInMillis: \
+             {}, currentTimestampInMillis: {now_ms}",
+            millis(seconds)
+        ))),
+        ("AT_TIMESTAMP", ..) => Err(Error::invalid_argument(
+            "Must specify timestamp parameter and no StartingSequenceNumber for iterator of type AT_TIMESTAMP.",
+        )),
+        ("AT_SEQUENCE_NUMBER", Some(digits), _) => Ok(Start::At(sequence_of(digits, stream, shard, now_ms)?)),
+        ("AFTER_SEQUENCE_NUMBER", Some(digits), _) => Ok(Start::After(sequence_of(digits, stream, shard, now_ms)?)),
+        (_, sequence, _) => Err(Error::invalid_argument(format!(
+            "Must either specify (1) AT_SEQUENCE_NUMBER or AFTER_SEQUENCE_NUMBER and StartingSequenceNumber or (2) \
+             TRIM_HORIZON or LATEST and no StartingSequenceNumber. Request specified {kind} and {} \
+             StartingSequenceNumber.",
+            if sequence.is_some() { "also a" } else { "no" }
+        ))),
     }
 }
 
@@ -370,7 +369,10 @@ pub(super) fn get(account: &Account, body: &[u8]) -> Result<Reply, Error> {
     pieces.push(Bytes::from_static(br#"{"Records":["#));
     pieces.extend(read.page.json);
     pieces.push(format!("],{}", &rest[1..]).into());
-    Ok(Reply { pieces })
+    Ok(Reply {
+        pieces,
+        ..Reply::default()
+    })
 }
 
 fn open_iterator(account: &Account, token: &str, now_ms: i64) -> Result<ShardIterator, Error> {

@@ -229,7 +229,7 @@ fn describe(shard: &Shard) -> Value {
 }
 
 /// A shard as GetRecords shows it at the end of its parent.
-pub(super) fn describe_child(shard: &Shard) -> Value {
+pub(in super::super) fn describe_child(shard: &Shard) -> Value {
     let parents = [shard.parent, shard.adjacent_parent].into_iter().flatten();
     json!({
         "ShardId": shard.id(),

@@ -80,11 +80,27 @@ pub(super) fn create(account: &Account, body: &[u8]) -> Result<Reply, Error> {
     Ok(Reply::empty())
 }
 
+#[derive(Deserialize)]
+struct Delete<'a> {
+    #[serde(borrow, flatten)]
+    stream: StreamRef<'a>,
+    #[serde(rename = "EnforceConsumerDeletion")]
+    enforce: Option<bool>,
+}
+
 pub(super) fn delete(account: &Account, body: &[u8]) -> Result<Reply, Error> {
-    let request: StreamRef<'_> = input(body)?;
-    account
-        .stream(request.name(), request.arn())?
-        .begin_delete(account.now_ms());
+    let request: Delete<'_> = input(body)?;
+    let stream = account.stream(request.stream.name(), request.stream.arn())?;
+    let now_ms = account.now_ms();
+    // "If this parameter is unset (null) or if you set it to false, and the stream has registered consumers, the call to
+    // DeleteStream fails with a ResourceInUseException."
+    if !request.enforce.unwrap_or(false) && !stream.consumers.all(now_ms).is_empty() {
+        return Err(Error::new(
+            ErrorKind::ResourceInUse,
+            format!("{} has registered consumers.", stream.label()),
+        ));
+    }
+    stream.begin_delete(now_ms);
     Ok(Reply::empty())
 }
 
@@ -93,7 +109,7 @@ pub(super) fn describe_summary(account: &Account, body: &[u8]) -> Result<Reply, 
     let stream = account.stream(request.name(), request.arn())?;
     let mut summary = describe(&stream, account.now_ms());
     summary["OpenShardCount"] = json!(stream.open_shard_count());
-    summary["ConsumerCount"] = json!(0);
+    summary["ConsumerCount"] = json!(stream.consumers.all(account.now_ms()).len());
     summary["MaxRecordSizeInKiB"] = json!(stream.settings().max_record_kib);
     Ok(json!({ "StreamDescriptionSummary": summary }).into())
 }
