@@ -240,6 +240,8 @@ impl DataGapPolicy {
 pub enum Compression {
     /// LZ4 frames.
     Lz4,
+    /// ZSTD frames.
+    Zstd,
     /// As they are.
     None,
 }

@@ -9,6 +9,7 @@ use millrace_common::{
     ids::{BatchId, SequenceNumber, ShardId},
     reason,
 };
+use millrace_data_plane::batch::block::Output as _;
 use millrace_data_plane::sink::clickhouse::{
     Access, Class, Insert, Sink,
     errors_table::{self, ErrorBlock, Rejected},
@@ -33,24 +34,35 @@ async fn plain_and_compressed_blocks_arrive() -> Result<()> {
     let inserted = bed.insert(block(0..1_000, 1), "plain").await?;
     ensure!(inserted.written_rows == 1_000, "{inserted:?}");
 
-    let mut frames = Vec::new();
-    native::compress_lz4(&block(1_000..101_000, 1), &mut frames);
     let columns = COLUMNS.map(str::to_owned);
-    let insert = Insert {
-        table: "t",
-        columns: &columns,
-        body: frames.into(),
-        lz4: true,
-        token: "lz4",
-        query_id: "a-query-of-ours",
-        any_partitions: false,
-    };
-    ensure!(bed.sink.insert(insert).await?.written_rows == 100_000);
+    let plain = block(1_000..101_000, 1);
+    let mut sizes = vec![plain.len()];
+    for (method, token) in [(native::Method::Lz4, "lz4"), (native::Method::Zstd, "zstd")] {
+        let mut frames = native::Frames::new(method);
+        frames.put(&plain);
+        let frames = frames.finish();
+        sizes.push(frames.len());
+        let insert = Insert {
+            table: "t",
+            columns: &columns,
+            body: frames.into(),
+            compressed: true,
+            token,
+            query_id: &format!("a-query-of-ours-{token}"),
+            any_partitions: false,
+        };
+        ensure!(bed.sink.insert(insert).await?.written_rows == 100_000, "{token}");
+    }
+    println!("bytes plain, as LZ4, as ZSTD: {sizes:?}");
+    ensure!(sizes.is_sorted_by(|larger, smaller| larger > smaller), "{sizes:?}");
     ensure!(
         bed.one("SELECT count(), uniqExact(n), sum(n), any(s) FROM {db}.t")
             .await?
-            == "101000\t101000\t5100449500\ttext"
+            == "201000\t101000\t10200399500\ttext"
     );
+    // The same rows thrice, whichever way they came.
+    bed.insert(plain, "as-it-is").await?;
+    ensure!(bed.one("SELECT uniqExact(c), min(c) FROM (SELECT n, s, part, count() AS c FROM {db}.t WHERE n >= 1000 GROUP BY ALL)").await? == "1\t3");
     Ok(())
 }
 
@@ -134,7 +146,7 @@ async fn every_insert_states_its_settings() -> Result<()> {
         table: "t",
         columns: &columns,
         body: block(0..3, 1).into(),
-        lz4: false,
+        compressed: false,
         token: "a-token",
         query_id: &query_id,
         any_partitions: false,

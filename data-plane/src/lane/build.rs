@@ -25,7 +25,7 @@ use crate::{
     decode::{Decoder, Plan, RecordMeta, Rejection},
     sink::clickhouse::{
         errors_table::{ErrorBlock, Rejected},
-        native::Frames,
+        native::{Frames, Method},
     },
     source::{Budget, Permit, Record},
 };
@@ -377,7 +377,7 @@ struct Encoder {
 }
 
 enum Encoding {
-    Lz4(Frames),
+    Frames(Frames),
     Plain(Vec<u8>),
 }
 
@@ -387,7 +387,8 @@ impl Encoder {
             digest: Xxh3::new(),
             bytes: 0,
             body: match compression {
-                Compression::Lz4 => Encoding::Lz4(Frames::default()),
+                Compression::Lz4 => Encoding::Frames(Frames::new(Method::Lz4)),
+                Compression::Zstd => Encoding::Frames(Frames::new(Method::Zstd)),
                 Compression::None => Encoding::Plain(Vec::new()),
             },
         }
@@ -395,8 +396,8 @@ impl Encoder {
 
     /// The block as it will be sent, but for its columns; its plain bytes, and their digest.
     fn finish(self) -> (Body, u64, Digest) {
-        let (bytes, lz4) = match self.body {
-            Encoding::Lz4(frames) => (frames.finish(), true),
+        let (bytes, compressed) = match self.body {
+            Encoding::Frames(frames) => (frames.finish(), true),
             Encoding::Plain(mut native) => {
                 native.shrink_to_fit();
                 (native, false)
@@ -405,7 +406,7 @@ impl Encoder {
         let body = Body {
             columns: Arc::default(),
             bytes: Bytes::from(bytes),
-            lz4,
+            compressed,
         };
         (body, self.bytes, self.digest.digest128().to_be_bytes())
     }
@@ -416,7 +417,7 @@ impl Output for Encoder {
         self.digest.update(bytes);
         self.bytes += bytes.len() as u64;
         match &mut self.body {
-            Encoding::Lz4(frames) => frames.put(bytes),
+            Encoding::Frames(frames) => frames.put(bytes),
             Encoding::Plain(native) => native.put(bytes),
         }
     }

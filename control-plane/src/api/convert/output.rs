@@ -137,6 +137,7 @@ fn settings(spec: &PipeSpec) -> proto::Settings {
     let settings = &spec.settings;
     let compression = match settings.compression {
         Compression::Lz4 => proto::Compression::Lz4,
+        Compression::Zstd => proto::Compression::Zstd,
         Compression::None => proto::Compression::None,
     };
     proto::Settings {

@@ -75,11 +75,12 @@ fn compression(given: i32, default: Compression, violations: &mut Violations) ->
         Ok(proto::Compression::Unspecified) => default,
         Ok(proto::Compression::Lz4) => Compression::Lz4,
         Ok(proto::Compression::None) => Compression::None,
+        Ok(proto::Compression::Zstd) => Compression::Zstd,
         Err(_) => {
             unknown_enum(
                 "pipe.settings.compression",
                 given,
-                "COMPRESSION_LZ4 or COMPRESSION_NONE",
+                "COMPRESSION_LZ4, COMPRESSION_ZSTD or COMPRESSION_NONE",
                 violations,
             );
             default

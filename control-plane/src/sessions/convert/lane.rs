@@ -93,7 +93,12 @@ fn settings(settings: &Settings) -> v1::BatchSettings {
         max_bytes: settings.max_batch_bytes,
         // The API keeps it far below what a protobuf duration can hold.
         max_wait: settings.max_insert_wait.try_into().ok(),
-        lz4: settings.compression == Compression::Lz4,
+        compression: match settings.compression {
+            Compression::Lz4 => v1::Compression::Lz4,
+            Compression::Zstd => v1::Compression::Zstd,
+            Compression::None => v1::Compression::None,
+        }
+        .into(),
         exactly_once: settings.delivery == Delivery::ExactlyOnce,
     }
 }

@@ -48,7 +48,7 @@ fn wire_spec(revision: u64) -> wire::PipeSpec {
             max_rows: 10,
             max_bytes: 20,
             max_wait: Some(prost_types::Duration { seconds: 5, nanos: 0 }),
-            lz4: true,
+            compression: wire::Compression::Lz4.into(),
             exactly_once: true,
         }),
     }
@@ -134,6 +134,30 @@ fn a_lane_comes_through_whole() {
     );
     assert_eq!(batch.slices[0].to_string(), "shardId-0 (after 10, 20]");
     assert!(!format!("{lane:?}").contains("canary"), "secrets are not printed");
+}
+
+#[test]
+fn blocks_travel_as_the_control_plane_says() {
+    let given = |number: i32| {
+        let mut lane = wire_lane();
+        if let Some(batch) = lane.spec.as_mut().and_then(|spec| spec.batch.as_mut()) {
+            batch.compression = number;
+        }
+        let lane = convert(lane).expect("a good lane");
+        let spec = lane.specs[&Revision(2)].clone();
+        spec.map(|spec| spec.compression)
+    };
+    let known = [
+        Compression::None,
+        Compression::Lz4,
+        Compression::Zstd,
+        Compression::None,
+    ];
+    for (number, expected) in (0..).zip(known) {
+        assert_eq!(given(number), Ok(expected), "{number}");
+    }
+    let fault = given(4).expect_err("a way that this worker does not know");
+    assert!(fault.message.contains("spec.batch.compression"), "{fault:?}");
 }
 
 #[test]

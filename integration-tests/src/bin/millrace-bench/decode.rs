@@ -10,7 +10,7 @@ use anyhow::{Context as _, ensure};
 use millrace_data_plane::{
     batch::block::Block,
     decode::{Decoder, FieldSource, MappedColumn, Plan, RecordMeta},
-    sink::clickhouse::native::{Frames, compress_lz4},
+    sink::clickhouse::native::{Frames, Method, compress_lz4},
     source::kinesis::records_of,
 };
 use millrace_integration_tests::events::{COLUMNS, Events};
@@ -177,7 +177,7 @@ fn measure(shape: &Shape, rounds: usize) -> anyhow::Result<()> {
                         .map_err(|rejection| anyhow::anyhow!("{rejection}"))?;
                 }
             }
-            let mut frames = Frames::default();
+            let mut frames = Frames::new(Method::Lz4);
             block.write_native(&mut frames);
             black_box(frames.finish());
             anyhow::Ok(())
