@@ -53,7 +53,6 @@ async fn plain_and_compressed_blocks_arrive() -> Result<()> {
         };
         ensure!(bed.sink.insert(insert).await?.written_rows == 100_000, "{token}");
     }
-    println!("bytes plain, as LZ4, as ZSTD: {sizes:?}");
     ensure!(sizes.is_sorted_by(|larger, smaller| larger > smaller), "{sizes:?}");
     ensure!(
         bed.one("SELECT count(), uniqExact(n), sum(n), any(s) FROM {db}.t")
