@@ -262,10 +262,10 @@ impl DataGapPolicy {
 pub enum Compression {
     /// LZ4.
     Lz4,
+    /// ZSTD frames.
+    Zstd,
     /// As they are.
     None,
-    /// Zstandard.
-    Zstd,
 }
 
 /// What is promised of each record.

@@ -206,7 +206,10 @@ fn decode(decoder: &mut Decoder, record: &[u8], block: &mut Block) -> Vec<(Rejec
         "documents got lost"
     );
     let bytes: usize = refused.iter().map(|(_, text, _)| text.len()).sum();
-    assert!(bytes <= 2 * documents.bytes.max(record.len()), "more is refused than was there");
+    assert!(
+        bytes <= 2 * documents.bytes.max(record.len()),
+        "more is refused than was there"
+    );
     refused
 }
 

@@ -8,7 +8,11 @@ use millrace_common::{
     ids::{Incarnation, WorkerId, WorkerInstance},
     shutdown::DRAIN_DEADLINE,
 };
-use tokio::{net::TcpListener, sync::watch, time::timeout};
+use tokio::{
+    net::TcpListener,
+    sync::{Semaphore, watch},
+    time::timeout,
+};
 use tokio_stream::wrappers::TcpListenerStream;
 use tokio_util::sync::CancellationToken;
 
@@ -93,6 +97,7 @@ pub async fn run(options: Options, shutdown: CancellationToken) -> Result<(), Er
     };
     tracing::info!(%worker, control_planes = options.control_planes.join(","), memory_bytes = options.memory_bytes, "worker");
 
+    let cores = available_parallelism().map_or(1, |cores| u32::try_from(cores.get()).unwrap_or(u32::MAX));
     let board = Board::new();
     let (desired, assignments) = watch::channel(None);
     let context = lane::Context {
@@ -101,10 +106,11 @@ pub async fn run(options: Options, shutdown: CancellationToken) -> Result<(), Er
         board: board.clone(),
         settings: options.lane,
         clock: options.clock,
+        spare_cores: Arc::new(Semaphore::new(cores.saturating_sub(1) as usize)),
     };
     let session = session::Options {
         worker,
-        cores: available_parallelism().map_or(1, |cores| u32::try_from(cores.get()).unwrap_or(u32::MAX)),
+        cores,
         memory_bytes: options.memory_bytes,
     };
     let session = Session::new(session, planes, board, desired);

@@ -8,13 +8,23 @@
 //!   a batch that ClickHouse refuses  --> split (read again, build halves) --> replace --> send -> commit
 //! ```
 //!
-//! A lane is one task that owns its state; readers, one build at a time, one replay at a time, and the steps of open
+//! A lane is one task that owns its state; readers, builds, one replay at a time, and the steps of open
 //! batches are tasks beside it, whose results it awaits. It does what [`Assignment`] says and shows what it holds on the
 //! [`Board`]; it never decides that it holds a lease.
 //!
 //! **The order of rows.** Records are queued as they came and decoded only when a batch is cut, shard after shard and each
 //! shard in its own order. So the rows of a block are grouped by slice, in the order of the batch's slices, and whoever
 //! has the slices can build the block again. Live batches and replays are built by the same function.
+//!
+//! **Cores.** Records are decoded and blocks compressed by builds, on threads that do no IO. A lane always may run one. While one
+//! runs and the other shards have a whole batch waiting, it builds that beside the first, as long as the worker has a core to
+//! spare ([`Context::spare_cores`]); the reading of different shards is parallel anyway. Batches of a shard are still built one after the
+//! other, because each begins where the one before was full. So no block is built by two threads: its bytes depend on its slices and on
+//! nothing else, replays know nothing of this, and batches are cut by the same rules as by one thread. What was
+//! considered besides: decoding pages in parallel and joining partial blocks copies every column once more, renumbers dictionaries, and
+//! needs the memory twice; it would gain something only for a pipe of one shard, which Kinesis holds to 2 MB/s, a
+//! hundredth of what a core decodes. A lane per part of the shards would cut more and smaller batches when a pipe is slow. A third
+//! thread for compression alone would leave the decoder the bound, since it takes most of a build.
 //!
 //! **Memory.** A page's permit goes with its records into the batch and stays until the batch is committed, although by
 //! then only the compressed block is left of it. While a batch is built its records turn into columns one by one, and pay
@@ -56,7 +66,7 @@ use millrace_common::{
 };
 use parking_lot::Mutex;
 use tokio::{
-    sync::watch,
+    sync::{Semaphore, watch},
     task::{JoinError, JoinSet},
     time::Instant,
 };
@@ -121,6 +131,8 @@ pub struct Context {
     pub settings: Settings,
     /// Tells how old positions are.
     pub clock: Clock,
+    /// Cores of the worker for builds beyond the one that every lane may run.
+    pub spare_cores: Arc<Semaphore>,
 }
 
 /// Leases that a lane may not use any more, by shard: what it knew of the shard is gone. Outlives the lane's task.
@@ -166,7 +178,7 @@ struct Lane {
     queue: Queue,
     rules: Option<Rules>,
     build: JoinSet<Outcome>,
-    bench: Option<Bench>,
+    benches: Vec<Bench>,
 
     tracker: Tracker,
     open: BTreeMap<BatchId, Open>,
@@ -215,7 +227,7 @@ impl Lane {
             queue: Queue::new(),
             rules: None,
             build: JoinSet::new(),
-            bench: None,
+            benches: Vec::new(),
             tracker: Tracker::new(),
             open: BTreeMap::new(),
             steps: JoinSet::new(),
@@ -266,7 +278,7 @@ impl Lane {
         self.give_up_slow_releases(now);
         self.start_readers(now);
         self.start_replay();
-        self.start_build(now);
+        while self.start_build(now) {}
         while let Some(step) = self.tracker.next_step() {
             self.begin(step);
         }
@@ -290,8 +302,12 @@ impl Lane {
             .values()
             .filter_map(|shard| shard.releasing)
             .map(|since| since + patience);
-        let cut = self.rules.as_ref().filter(|_| self.can_build());
-        let cut = cut.and_then(|rules| rules.deadline(&self.queue.queued()));
+        // Beside a build nothing is cut because of its age, and when one ends, the lane looks again.
+        let cut = self
+            .rules
+            .as_ref()
+            .filter(|_| self.build.is_empty() && self.can_build());
+        let cut = cut.and_then(|rules| rules.deadline(&self.queue.queued(|shard| self.is_free(shard))));
         let cut = cut.map(|at| at.min(now + LOOK_INTERVAL));
         readers
             .chain(releases)

@@ -105,7 +105,7 @@ pub async fn insert(
         table,
         columns,
         body: Bytes::from(body),
-        framed: false,
+        compressed: false,
         token,
         query_id: &query_id,
         any_partitions: false,

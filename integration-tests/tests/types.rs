@@ -11,7 +11,7 @@ use anyhow::{Context as _, Result, ensure};
 use millrace_common::clickhouse::DataType;
 use millrace_data_plane::batch::block::Block;
 use millrace_data_plane::decode::{Decoder, FieldSource, MappedColumn, Options, Plan, RecordMeta, VirtualColumn};
-use millrace_data_plane::sink::clickhouse::native::{Method, compress};
+use millrace_data_plane::sink::clickhouse::native::compress_lz4;
 use millrace_integration_tests::clickhouse::{ClickHouse, Request};
 use millrace_integration_tests::type_cases::{MALFORMED, TYPE_CASES, TypeCase};
 use rand::{Rng as _, SeedableRng as _, rngs::SmallRng};
@@ -137,7 +137,7 @@ impl<'a> Bench<'a> {
             "the size of the block was foretold wrongly"
         );
         let mut frames = Vec::new();
-        compress(&native, Method::Lz4, &mut frames);
+        compress_lz4(&native, &mut frames);
         let statement = format!("INSERT INTO {}.b ({}) FORMAT Native", self.database, columns.join(", "));
         let request = Request::insert(&statement, frames)
             .parameter("decompress", 1)

@@ -17,6 +17,9 @@ const RATIO_RANGE: (f64, f64) = (0.02, 8.0);
 /// Prediction before the first block: columns are seldom larger than the JSON that they came from.
 const FIRST_RATIO: f64 = 1.0;
 
+/// Where a batch is to be whole, this part of it is taken beyond its predicted size.
+const SPARE_PART: u64 = 4;
+
 /// What waits to be put into a batch.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Queued {
@@ -70,6 +73,12 @@ impl Rules {
         queued.records >= self.limits.rows
             || self.predicted(queued.bytes) >= self.limits.bytes
             || self.deadline(queued).is_some_and(|deadline| deadline <= now)
+    }
+
+    /// Whether this surely makes a whole batch, though the prediction be somewhat wrong.
+    pub fn is_plenty(&self, queued: &Queued) -> bool {
+        let spare = (self.limits.bytes / SPARE_PART).saturating_add(self.limits.bytes);
+        queued.records >= self.limits.rows || self.predicted(queued.bytes) >= spare
     }
 
     /// When a batch will be cut if nothing else comes.
@@ -128,6 +137,20 @@ mod tests {
         let rules = Rules::new(LIMITS);
         assert!(!rules.is_due(&Queued::default(), Instant::now() + Duration::from_secs(3600)));
         assert_eq!(rules.deadline(&Queued::default()), None);
+    }
+
+    #[test]
+    fn plenty_is_more_than_a_batch_by_its_prediction() {
+        let rules = Rules::new(LIMITS);
+        assert!(!rules.is_plenty(&queued(99, 1_249, None)));
+        assert!(rules.is_plenty(&queued(100, 1, None)) && rules.is_plenty(&queued(1, 1_250, None)));
+        assert!(
+            !Rules::new(Limits {
+                bytes: u64::MAX,
+                ..LIMITS
+            })
+            .is_plenty(&queued(99, 1 << 40, None))
+        );
     }
 
     #[test]

@@ -44,17 +44,17 @@ const SHOW_AWAY_AFTER: Duration = Duration::from_secs(10);
 pub struct Body {
     /// Names of its columns.
     pub columns: Arc<[String]>,
-    /// Native, in compressed frames if `framed`.
+    /// Native, as compressed frames if `compressed`.
     pub bytes: Bytes,
-    /// Whether `bytes` are compressed frames.
-    pub framed: bool,
+    /// Whether `bytes` are ClickHouse's compressed frames, which name their method themselves.
+    pub compressed: bool,
 }
 
 impl fmt::Debug for Body {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Body")
             .field("bytes", &self.bytes.len())
-            .field("framed", &self.framed)
+            .field("compressed", &self.compressed)
             .finish_non_exhaustive()
     }
 }
@@ -464,7 +464,7 @@ impl Committer {
                 table,
                 columns: &body.columns,
                 body: body.bytes.clone(),
-                framed: body.framed,
+                compressed: body.compressed,
                 token,
                 query_id: &query_id,
                 any_partitions,

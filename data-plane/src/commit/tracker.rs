@@ -123,7 +123,7 @@ impl Tracker {
         self.entries.is_empty()
     }
 
-    /// Number of open batches that were cut here, with the one that is being built. Replays do not count: there are as
+    /// Number of open batches that were cut here, with those that are being built. Replays do not count: there are as
     /// many as an earlier owner left.
     pub fn cut_here(&self) -> usize {
         self.entries.iter().filter(|entry| !entry.replay).count()
@@ -132,6 +132,12 @@ impl Tracker {
     /// Whether a batch of this shard is open.
     pub fn holds(&self, shard: &ShardId) -> bool {
         self.entries.iter().any(|entry| entry.shards.contains(shard))
+    }
+
+    /// Whether a batch of this shard is being built, so that it is not known yet where the next one begins.
+    pub fn is_building(&self, shard: &ShardId) -> bool {
+        let building = |entry: &Entry| entry.phase == Phase::Building && entry.shards.contains(shard);
+        self.entries.iter().any(building)
     }
 
     /// Whether this batch is tracked.

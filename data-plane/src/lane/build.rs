@@ -414,7 +414,7 @@ impl Encoder {
 
     /// The block as it will be sent, but for its columns; its plain bytes, and their digest.
     fn finish(self) -> (Body, u64, Digest) {
-        let (bytes, framed) = match self.body {
+        let (bytes, compressed) = match self.body {
             Encoding::Frames(frames) => (frames.finish(), true),
             Encoding::Plain(mut native) => {
                 native.shrink_to_fit();
@@ -424,7 +424,7 @@ impl Encoder {
         let body = Body {
             columns: Arc::default(),
             bytes: Bytes::from(bytes),
-            framed,
+            compressed,
         };
         (body, self.bytes, self.digest.digest128().to_be_bytes())
     }

@@ -51,12 +51,30 @@ pub(super) struct Run {
     pub pages: VecDeque<Pending>,
 }
 
+/// What waits of one shard.
+#[derive(Debug, Default)]
+struct Waiting {
+    pages: VecDeque<Pending>,
+    records: u64,
+    bytes: u64,
+}
+
+impl Waiting {
+    fn push(&mut self, page: Pending) {
+        self.records += page.records.len() as u64;
+        self.bytes += page.bytes();
+        self.pages.push_back(page);
+    }
+
+    fn since(&self) -> Option<Instant> {
+        self.pages.front().map(|page| page.came)
+    }
+}
+
 /// What waits to be put into a batch.
 #[derive(Debug, Default)]
 pub(super) struct Queue {
-    shards: BTreeMap<ShardId, VecDeque<Pending>>,
-    records: u64,
-    bytes: u64,
+    shards: BTreeMap<ShardId, Waiting>,
 }
 
 impl Queue {
@@ -71,60 +89,61 @@ impl Queue {
             return;
         };
         let records = page.records.into_iter();
-        self.append(
-            page.shard,
-            Pending {
-                records,
-                last,
-                permit: Arc::new(page.permit),
-                came,
-            },
-        );
-    }
-
-    fn append(&mut self, shard: ShardId, page: Pending) {
-        self.records += page.records.len() as u64;
-        self.bytes += page.bytes();
-        self.shards.entry(shard).or_default().push_back(page);
+        self.shards.entry(page.shard).or_default().push(Pending {
+            records,
+            last,
+            permit: Arc::new(page.permit),
+            came,
+        });
     }
 
     /// Puts what a batch has left over before what is there of its shards.
     pub(super) fn put_back(&mut self, runs: Vec<Run>) {
         for run in runs {
             let newer = self.shards.remove(&run.shard).unwrap_or_default();
-            self.records += run.pages.iter().map(|page| page.records.len() as u64).sum::<u64>();
-            self.bytes += run.pages.iter().map(Pending::bytes).sum::<u64>();
-            let mut pages = run.pages;
-            pages.extend(newer);
-            if !pages.is_empty() {
-                self.shards.insert(run.shard, pages);
+            let mut waiting = Waiting::default();
+            run.pages.into_iter().for_each(|page| waiting.push(page));
+            waiting.records += newer.records;
+            waiting.bytes += newer.bytes;
+            waiting.pages.extend(newer.pages);
+            if !waiting.pages.is_empty() {
+                self.shards.insert(run.shard, waiting);
             }
         }
     }
 
-    /// Takes everything, the shard that has waited longest first. `from` tells where each shard stands.
-    pub(super) fn take(&mut self, from: impl Fn(&ShardId) -> Option<Position>) -> Vec<Run> {
-        (self.records, self.bytes) = (0, 0);
-        let shards = std::mem::take(&mut self.shards).into_iter();
-        let mut runs: Vec<_> = shards
-            .filter_map(|(shard, pages)| {
-                Some(Run {
-                    from: from(&shard)?,
-                    shard,
-                    pages,
-                })
-            })
-            .collect();
-        runs.sort_by_key(|run| run.pages.front().map(|page| page.came));
+    /// Takes all of a shard, shard after shard, the one that has waited longest first, until what was taken is enough.
+    /// `from` tells where a shard stands; one without a place is left where it is.
+    pub(super) fn take(
+        &mut self,
+        from: impl Fn(&ShardId) -> Option<Position>,
+        is_enough: impl Fn(&Queued) -> bool,
+    ) -> Vec<Run> {
+        let places = self.shards.iter().filter_map(|(shard, waiting)| {
+            let from = from(shard)?;
+            Some((waiting.since(), shard.clone(), from))
+        });
+        let mut places: Vec<_> = places.collect();
+        // Stable, so that of shards that have waited equally long the first by name comes first.
+        places.sort_by_key(|(since, ..)| *since);
+        let (mut taken, mut runs) = (Queued::default(), Vec::new());
+        for (since, shard, from) in places {
+            if !runs.is_empty() && is_enough(&taken) {
+                break;
+            }
+            let waiting = self.shards.remove(&shard).unwrap_or_default();
+            taken.records += waiting.records;
+            taken.bytes += waiting.bytes;
+            taken.since = taken.since.or(since);
+            let pages = waiting.pages;
+            runs.push(Run { shard, from, pages });
+        }
         runs
     }
 
     /// Drops what is there of a shard.
     pub(super) fn remove(&mut self, shard: &ShardId) {
-        for page in self.shards.remove(shard).unwrap_or_default() {
-            self.records -= page.records.len() as u64;
-            self.bytes -= page.bytes();
-        }
+        self.shards.remove(shard);
     }
 
     /// Whether there is something of this shard.
@@ -132,19 +151,19 @@ impl Queue {
         self.shards.contains_key(shard)
     }
 
-    /// How much there is.
-    pub(super) fn queued(&self) -> Queued {
-        let since = self
-            .shards
-            .values()
-            .filter_map(|pages| pages.front())
-            .map(|page| page.came)
-            .min();
-        Queued {
-            records: self.records,
-            bytes: self.bytes,
-            since,
-        }
+    /// Whether nothing waits.
+    pub(super) fn is_empty(&self) -> bool {
+        self.shards.is_empty()
+    }
+
+    /// How much there is of these shards.
+    pub(super) fn queued(&self, of: impl Fn(&ShardId) -> bool) -> Queued {
+        let shards = self.shards.iter().filter(|(shard, _)| of(shard));
+        shards.fold(Queued::default(), |sum, (_, waiting)| Queued {
+            records: sum.records + waiting.records,
+            bytes: sum.bytes + waiting.bytes,
+            since: [sum.since, waiting.since()].into_iter().flatten().min(),
+        })
     }
 }
 
@@ -189,7 +208,7 @@ mod tests {
         queue.push(page(&budget, 1, &[1, 2]), now + Duration::from_secs(1));
         queue.push(page(&budget, 0, &[5, 6]), now + Duration::from_secs(2));
         assert_eq!(
-            queue.queued(),
+            queue.queued(|_| true),
             Queued {
                 records: 4,
                 bytes: 40,
@@ -197,25 +216,25 @@ mod tests {
             }
         );
 
-        let mut runs = queue.take(|_| Some(Position::TrimHorizon));
+        let mut runs = queue.take(|_| Some(Position::TrimHorizon), |_| false);
         assert_eq!(
             runs.iter().map(|run| run.shard.clone()).collect::<Vec<_>>(),
             [shard(1), shard(0)]
         );
-        assert_eq!(queue.queued(), Queued::default());
+        assert_eq!(queue.queued(|_| true), Queued::default());
         // One record goes into a batch; another page comes meanwhile.
         runs[0].pages[0].records.next();
         queue.push(page(&budget, 1, &[3]), now + Duration::from_secs(3));
         queue.put_back(runs);
         assert_eq!(
-            queue.queued(),
+            queue.queued(|_| true),
             Queued {
                 records: 4,
                 bytes: 40,
                 since: Some(now + Duration::from_secs(1))
             }
         );
-        let runs = queue.take(|_| Some(Position::TrimHorizon));
+        let runs = queue.take(|_| Some(Position::TrimHorizon), |_| false);
         let numbers = |run: &Run| -> Vec<String> {
             let records = run.pages.iter().flat_map(|page| page.records.as_slice());
             records.map(|record| record.sequence_number().to_string()).collect()
@@ -229,6 +248,28 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn no_more_is_taken_than_is_enough_and_nothing_of_a_shard_without_a_place() {
+        let (budget, now) = (Budget::new(1_000), Instant::now());
+        let mut queue = Queue::new();
+        for (of, wait) in [(0, 4), (1, 3), (2, 2), (3, 1)] {
+            queue.push(page(&budget, of, &[1, 2]), now + Duration::from_secs(wait));
+        }
+        let place = |id: &ShardId| (*id != shard(3)).then_some(Position::TrimHorizon);
+        let runs = queue.take(place, |taken| taken.records >= 3 && taken.bytes >= 30);
+        let shards: Vec<_> = runs.iter().map(|run| run.shard.clone()).collect();
+        assert_eq!(shards, [shard(2), shard(1)]);
+        let left = queue.queued(|id| *id == shard(0));
+        assert_eq!(
+            (left.records, left.bytes, left.since),
+            (2, 20, Some(now + Duration::from_secs(4)))
+        );
+        assert_eq!(queue.queued(|_| true).records, 4);
+        // However much one shard has, it is taken whole.
+        assert_eq!(queue.take(place, |_| true).len(), 1);
+        assert!(queue.holds(&shard(3)) && !queue.holds(&shard(0)));
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn dropping_a_shard_gives_its_memory_back() {
         let (budget, now) = (Budget::new(1_000), Instant::now());
         let mut queue = Queue::new();
@@ -238,7 +279,11 @@ mod tests {
         assert!(queue.holds(&shard(1)) && !queue.holds(&shard(2)));
         queue.remove(&shard(1));
         assert_eq!(
-            (queue.queued().records, queue.queued().bytes, budget.held()),
+            (
+                queue.queued(|_| true).records,
+                queue.queued(|_| true).bytes,
+                budget.held()
+            ),
             (1, 10, 10)
         );
     }

@@ -230,6 +230,9 @@ impl ClickHouse {
     }
 }
 
+/// More than the tests have builds.
+const SPARE_CORES: usize = 4;
+
 struct World {
     lane: Lane,
     orders: watch::Sender<Order>,
@@ -296,6 +299,7 @@ impl World {
             board: board.clone(),
             settings,
             clock: millrace_common::clock::Clock::System,
+            spare_cores: Arc::new(Semaphore::new(SPARE_CORES)),
         };
         let mut lane = Lane::new(context, pipe, receiver, Burned::default());
         lane.orders.mark_changed();
@@ -435,6 +439,81 @@ async fn batches_are_prepared_sent_and_committed_in_order() {
             .collect::<Vec<_>>()
     );
     assert_eq!(world.budget.held(), 0, "memory comes back with the commit");
+}
+
+#[tokio::test]
+async fn whole_batches_of_other_shards_are_built_side_by_side_and_are_what_one_thread_makes() {
+    for spare_cores in [0, 1, SPARE_CORES] {
+        let mut world = World::new(Delivery::ExactlyOnce, &[(0, 1), (1, 1), (2, 1), (3, 1)]).await;
+        world.lane.context.spare_cores = Arc::new(Semaphore::new(spare_cores));
+        world.until("taken up", |world| world.held().len() == 4).await;
+        let counts = [(0, 35), (1, 12), (2, 21), (3, 3)];
+        for (of, count) in counts {
+            world.feed(of, 1..=count);
+        }
+        // Three of them have a whole batch; the last one waits for the rest of another or for its time.
+        world.lane.advance(Instant::now());
+        // A core may be free again already, if the thread was quick.
+        let (least, most) = (1 + spare_cores.min(2), 1 + 2 * spare_cores.min(1));
+        let builds = world.lane.build.len();
+        assert!(
+            (least..=most).contains(&builds),
+            "{builds} builds with {spare_cores} spare cores"
+        );
+        let total = || counts.iter().map(|(_, count)| count).sum::<u64>();
+        let records = |world: &World| {
+            let batches = world.control.calls("commit").into_iter();
+            batches.map(|claim| claim.batch.counts.records).sum::<u64>()
+        };
+        world.until("committed", |world| records(world) == total()).await;
+
+        let slices = world.committed();
+        for (of, count) in counts {
+            let mut at = Position::TrimHorizon;
+            for slice in slices.iter().filter(|slice| slice.shard == shard(of)) {
+                assert_eq!(slice.from_exclusive, at);
+                at = slice.end();
+            }
+            assert_eq!(at, Position::After(number(count)), "shard {of}");
+        }
+        let recipe = Arc::clone(world.lane.recipe().expect("a recipe"));
+        for claim in world.control.calls("prepare") {
+            let again = rebuilt(&world, &recipe, &claim.batch);
+            assert_eq!((again.digest, again.counts), (claim.batch.digest, claim.batch.counts));
+        }
+        let cores = Arc::clone(&world.lane.context.spare_cores);
+        assert_eq!((cores.available_permits(), world.budget.held()), (spare_cores, 0));
+    }
+}
+
+/// The batch of these slices, built by itself.
+fn rebuilt(world: &World, recipe: &Arc<Recipe>, batch: &OpenBatch) -> OpenBatch {
+    let run = |slice: &Slice| {
+        let mut queue = Queue::new();
+        let at = |position: Option<&SequenceNumber>| -> u64 {
+            position.map_or(0, |number| number.to_string().parse().expect("a small number"))
+        };
+        let of = slice
+            .shard
+            .as_str()
+            .trim_start_matches("shardId-")
+            .parse()
+            .expect("a shard");
+        let numbers = at(slice.from_exclusive.sequence_number()) + 1..=at(Some(&slice.to_inclusive));
+        queue.push(world.page(of, numbers, false), Instant::now());
+        queue.take(|_| Some(slice.from_exclusive.clone()), |_| false).remove(0)
+    };
+    let job = build::Job {
+        id: batch.id,
+        pipe: world.lane.pipe,
+        recipe: Arc::clone(recipe),
+        runs: batch.slices.iter().map(run).collect(),
+        rules: None,
+        bench: None,
+        budget: Arc::clone(&world.lane.budget),
+        terms: Terms::default(),
+    };
+    build::build(job).built.expect("rows").batch
 }
 
 #[tokio::test]
@@ -667,7 +746,7 @@ async fn a_recorded_batch_holds_its_shards_back_until_it_is_replayed() {
         pages: {
             let mut queue = Queue::new();
             queue.push(world.page(0, 1..=7, false), Instant::now());
-            queue.take(|_| Some(Position::TrimHorizon)).remove(0).pages
+            queue.take(|_| Some(Position::TrimHorizon), |_| false).remove(0).pages
         },
     }];
     let recipe = Arc::clone(world.lane.recipe().expect("a recipe"));
@@ -694,7 +773,7 @@ async fn a_recorded_batch_holds_its_shards_back_until_it_is_replayed() {
     for _ in 0..20 {
         world.turn().await;
     }
-    assert_eq!(world.lane.queue.queued().records, 3, "nothing moves");
+    assert_eq!(world.lane.queue.queued(|_| true).records, 3, "nothing moves");
     assert!(world.clickhouse.seen.lock().is_empty() && world.control.asked.lock().is_empty());
     // A person gives the batch up: the shards come back under new epochs, and without it.
     world.order(|assignment| {

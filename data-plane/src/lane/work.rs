@@ -28,9 +28,12 @@ use crate::commit::{
     tracker::{Admission, Step},
 };
 
-/// Batches in flight that were cut here: one being sent, one being prepared or waiting, one being built. More would hold
-/// memory, and entries of ClickHouse's deduplication window, without making anything faster.
-const MAX_OPEN_BATCHES: usize = 3;
+/// Built batches in flight that were cut here: one being sent, one being prepared or waiting. More would hold memory, and
+/// entries of ClickHouse's deduplication window, without making anything faster. Those that are being built come on top.
+const MAX_BUILT_BATCHES: usize = 2;
+/// Batches of a lane that are built at a time, however many cores there are: each holds a block, and the control plane
+/// takes them one after the other.
+const MAX_BUILDS: usize = 8;
 
 /// How far a batch is.
 #[derive(Debug)]
@@ -99,27 +102,47 @@ impl Lane {
     /// Whether a batch could be built if there were records for it.
     pub(super) fn can_build(&self) -> bool {
         self.halted.is_none()
-            && self.build.is_empty()
-            && self.tracker.cut_here() < MAX_OPEN_BATCHES
+            && self.build.len() < MAX_BUILDS
+            && self.tracker.cut_here() <= MAX_BUILT_BATCHES + self.build.len()
             && self.recipe().is_some()
     }
 
-    /// Cuts a batch if it is time.
-    pub(super) fn start_build(&mut self, now: Instant) {
-        let queued = self.queue.queued();
+    /// Whether it is known where the next batch of this shard begins.
+    pub(super) fn is_free(&self, shard: &ShardId) -> bool {
+        self.shards.contains_key(shard) && !self.tracker.is_building(shard)
+    }
+
+    /// Cuts a batch if it is time. False: there is none to cut.
+    pub(super) fn start_build(&mut self, now: Instant) -> bool {
+        let queued = self.queue.queued(|shard| self.is_free(shard));
         if queued.records == 0 || !self.can_build() {
-            return;
+            return false;
         }
         let (Some(rules), Some(recipe)) = (self.rules.clone(), self.recipe().map(Arc::clone)) else {
-            return;
+            return false;
         };
-        if !rules.is_due(&queued, now) && !self.somebody_waits() && !self.is_short_of_memory() {
-            return;
-        }
+        // Beside another one, only a whole batch of other shards is begun, and only on a core that nobody needs.
+        let core = if self.build.is_empty() {
+            if !rules.is_due(&queued, now) && !self.somebody_waits() && !self.is_short_of_memory() {
+                return false;
+            }
+            None
+        } else {
+            let spare = Arc::clone(&self.context.spare_cores);
+            match spare.try_acquire_owned() {
+                Ok(core) if rules.is_plenty(&queued) => Some(core),
+                _ => return false,
+            }
+        };
         let id = BatchId::new();
-        let runs = self
-            .queue
-            .take(|shard| self.shards.get(shard).map(|shard| shard.next_from.clone()));
+        let (shards, tracker) = (&self.shards, &self.tracker);
+        let runs = self.queue.take(
+            |shard| {
+                let known = shards.get(shard).filter(|_| !tracker.is_building(shard));
+                known.map(|shard| shard.next_from.clone())
+            },
+            |taken| rules.is_plenty(taken),
+        );
         let froms: BTreeMap<_, _> = runs.iter().map(|run| (run.shard.clone(), run.from.clone())).collect();
         self.tracker.building(id, froms.keys().cloned().collect());
         self.open.insert(id, Open::building(recipe.revision(), froms));
@@ -129,11 +152,15 @@ impl Lane {
             recipe,
             runs,
             rules: Some(rules),
-            bench: self.bench.take(),
+            bench: self.benches.pop(),
             budget: Arc::clone(&self.budget),
             terms: Terms::default(),
         };
-        self.build.spawn_blocking(move || build(job));
+        self.build.spawn_blocking(move || {
+            let _core = core;
+            build(job)
+        });
+        true
     }
 
     /// Whether records of a shard that is ending or leaving wait in the queue: then nothing is gained by more of them.
@@ -156,17 +183,18 @@ impl Lane {
             recipe,
             built,
             left,
-            bench,
+            mut bench,
             encoded_bytes,
         }) = outcome
         else {
             return;
         };
-        let bench = self.bench.insert(bench);
         // Worth keeping only while there is more to do at once, and while nobody needs the memory.
-        if self.budget.is_short() || (left.is_empty() && self.queue.queued().records == 0) {
+        if self.budget.is_short() || (left.is_empty() && self.queue.is_empty()) {
             bench.release();
+            self.benches.clear();
         }
+        self.benches.push(bench);
         if !self.open.contains_key(&id) {
             // Dropped meanwhile: all of its shards are lost or will be read again, so what it has left over is of no use.
             return;

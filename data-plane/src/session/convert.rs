@@ -159,20 +159,22 @@ fn spec(spec: wire::PipeSpec) -> Result<Spec, Error> {
             bytes: batch.max_bytes,
             wait: duration("spec.batch.max_wait", batch.max_wait)?,
         },
-        compression: match wire::Compression::try_from(batch.compression) {
-            Ok(wire::Compression::Lz4) => Compression::Lz4,
-            Ok(wire::Compression::None) => Compression::None,
-            Ok(wire::Compression::Zstd) => Compression::Zstd,
-            Ok(wire::Compression::Unspecified) | Err(_) => {
-                return Err(invalid("spec.batch.compression", &"this worker does not know it"));
-            }
-        },
+        compression: compression(batch.compression)?,
         delivery: if batch.exactly_once {
             Delivery::ExactlyOnce
         } else {
             Delivery::AtLeastOnce
         },
     })
+}
+
+fn compression(given: i32) -> Result<Compression, Error> {
+    match wire::Compression::try_from(given) {
+        Ok(wire::Compression::Lz4) => Ok(Compression::Lz4),
+        Ok(wire::Compression::Zstd) => Ok(Compression::Zstd),
+        Ok(wire::Compression::None | wire::Compression::Unspecified) => Ok(Compression::None),
+        Err(error) => Err(invalid("spec.batch.compression", &error)),
+    }
 }
 
 fn decoding(decoding: wire::Decoding) -> Decoding {

@@ -180,7 +180,7 @@ impl Sink {
         let query_id = format!("{}-why", insert.query_id);
         let without_rows = Insert {
             body: Bytes::new(),
-            framed: false,
+            compressed: false,
             query_id: &query_id,
             ..insert
         };

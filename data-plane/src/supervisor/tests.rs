@@ -120,6 +120,7 @@ impl World {
             board: board.clone(),
             settings: Settings::default(),
             clock: millrace_common::clock::Clock::System,
+            spare_cores: Arc::new(tokio::sync::Semaphore::new(0)),
         };
         let running = tokio::spawn(Supervisor::with(obedient, context, receiver).run(drain.clone()));
         Self {

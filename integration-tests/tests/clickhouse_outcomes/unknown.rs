@@ -47,14 +47,14 @@ impl ControlPlane for Nobody {
     }
 }
 
-fn prepared(body: Vec<u8>, framed: bool) -> Result<Prepared> {
-    let (claim, built) = unprepared(body, framed);
+fn prepared(body: Vec<u8>, compressed: bool) -> Result<Prepared> {
+    let (claim, built) = unprepared(body, compressed);
     Prepared::at_least_once(claim, built, Delivery::AtLeastOnce)
         .ok()
         .context("a batch that needs no Prepare")
 }
 
-fn unprepared(body: Vec<u8>, framed: bool) -> (Claim, Built) {
+fn unprepared(body: Vec<u8>, compressed: bool) -> (Claim, Built) {
     let batch = OpenBatch {
         id: BatchId::new(),
         revision: Revision(1),
@@ -75,7 +75,7 @@ fn unprepared(body: Vec<u8>, framed: bool) -> (Claim, Built) {
     let rows = Body {
         columns: COLUMNS.map(str::to_owned).to_vec().into(),
         bytes: body.into(),
-        framed,
+        compressed,
     };
     let built = Built {
         batch,
@@ -117,9 +117,9 @@ async fn exactly_once_in_spite_of(faults: &[Fault]) -> Result<Proxy> {
     let committer = committer(Sink::with_timeout(&access, TIMEOUT)?);
     let native = block(0..ROWS, 4);
     let mut frames = Vec::new();
-    native::compress(&native, native::Method::Lz4, &mut frames);
-    for (body, framed) in [(native, false), (frames, true)] {
-        let prepared = prepared(body, framed)?;
+    native::compress_lz4(&native, &mut frames);
+    for (body, compressed) in [(native, false), (frames, true)] {
+        let prepared = prepared(body, compressed)?;
         tokio::time::timeout(LIMIT, committer.send(prepared))
             .await
             .with_context(|| format!("not acknowledged in time: {faults:?}"))?;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use anyhow::{Context as _, Result};
 use millrace_data_plane::batch::block::Block;
 use millrace_data_plane::decode::{Decoder, FieldSource, MappedColumn, Plan, RecordMeta, Rejection};
-use millrace_data_plane::sink::clickhouse::native::{Method, compress};
+use millrace_data_plane::sink::clickhouse::native::compress_lz4;
 use millrace_integration_tests::clickhouse::{ClickHouse, Error, Request};
 use serde_json::value::RawValue;
 
@@ -252,7 +252,7 @@ impl<'a> Twins<'a> {
         let mut native = Vec::new();
         block.write_native(&mut native);
         let mut frames = Vec::new();
-        compress(&native, Method::Lz4, &mut frames);
+        compress_lz4(&native, &mut frames);
         let statement = format!("INSERT INTO {}.b ({}) FORMAT Native", self.database, columns.join(", "));
         let request = Request::insert(&statement, frames)
             .parameter("decompress", 1)

@@ -528,7 +528,7 @@ prop_compose! {
             max_batch_rows: rows,
             max_batch_bytes: 4_096 + rows,
             max_insert_wait: Some(output::duration(std::time::Duration::from_millis(millis))),
-            compression: if none { 2 } else if at_least_once { 3 } else { 1 },
+            compression: if none { 2 } else if partition { 3 } else { 1 },
             delivery: if at_least_once { 2 } else { 1 },
             on_data_gap: if none { 2 } else { 1 },
         });
@@ -584,8 +584,12 @@ proptest! {
         if let Ok(spec) = convert(&pipe) {
             let shown = output::specification(&spec);
             prop_assert_eq!(&convert(&shown).unwrap(), &spec);
-            let expected = matches!(spec.settings.compression, Compression::None);
-            prop_assert_eq!(expected, pipe.settings.unwrap().compression == 2);
+            let expected = match spec.settings.compression {
+                Compression::Lz4 => 1,
+                Compression::None => 2,
+                Compression::Zstd => 3,
+            };
+            prop_assert_eq!(expected, pipe.settings.unwrap().compression);
             prop_assert_eq!(matches!(spec.settings.delivery, Delivery::AtLeastOnce), pipe.settings.unwrap().delivery == 2);
         }
     }

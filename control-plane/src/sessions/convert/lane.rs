@@ -107,10 +107,11 @@ fn settings(settings: &Settings) -> v1::BatchSettings {
         // The API keeps it far below what a protobuf duration can hold.
         max_wait: settings.max_insert_wait.try_into().ok(),
         compression: match settings.compression {
-            Compression::Lz4 => v1::Compression::Lz4.into(),
-            Compression::None => v1::Compression::None.into(),
-            Compression::Zstd => v1::Compression::Zstd.into(),
-        },
+            Compression::Lz4 => v1::Compression::Lz4,
+            Compression::Zstd => v1::Compression::Zstd,
+            Compression::None => v1::Compression::None,
+        }
+        .into(),
         exactly_once: settings.delivery == Delivery::ExactlyOnce,
     }
 }

@@ -1,7 +1,7 @@
 //! Typed columns under construction. Each holds its values in the layout of ClickHouse's Native format, so that writing
 //! a block is copying.
 //!
-//! Columns know their layout and nothing of JSON. Every column can be cut back to fewer rows exactly, as if the rows
+//! Columns know their layout, and do not parse: they are given values, or the text that the server will parse. Every column can be cut back to fewer rows exactly, as if the rows
 //! had never been there: that is how a rejected record leaves no trace.
 //!
 //! Invariant: between rows all columns of a tuple, a map or a block have the same number of rows.

@@ -122,6 +122,21 @@ fn a_batch_that_is_being_built_holds_back_the_next_prepare() {
 }
 
 #[test]
+fn a_shard_is_being_built_until_its_batch_is() {
+    let mut tracker = Tracker::new();
+    let (a, b) = (BatchId::new(), BatchId::new());
+    tracker.building(a, shards(&[0]));
+    tracker.building(b, shards(&[1, 2]));
+    assert!(tracker.is_building(&shard(0)) && tracker.is_building(&shard(2)) && !tracker.is_building(&shard(3)));
+    // The younger is ready first: it waits for its turn, and its shards are free.
+    assert!(tracker.built(b, shards(&[1]), Admission::Prepare));
+    assert!(!tracker.is_building(&shard(1)) && !tracker.is_building(&shard(2)) && tracker.is_building(&shard(0)));
+    assert_eq!(tracker.next_step(), None);
+    tracker.nothing_built(a);
+    assert_eq!(tracker.next_step(), Some(Step::Prepare(b)));
+}
+
+#[test]
 fn a_replay_ties_its_shards_before_it_is_rebuilt() {
     let mut tracker = Tracker::new();
     let id = BatchId::new();

@@ -20,7 +20,7 @@ use super::*;
 use crate::{
     batch::cut::Limits,
     commit::{Claim, Prepared},
-    lane::{queue::Pending, recipe::Recipe, tests::spec},
+    lane::{queue::Pending, recipe::Recipe, spec::Spec, tests::spec},
     source::{Budget, Record, kinesis},
 };
 
@@ -31,6 +31,10 @@ const LIMITS: Limits = Limits {
 };
 
 fn recipe() -> Arc<Recipe> {
+    recipe_for(Compression::Lz4)
+}
+
+fn recipe_for(compression: Compression) -> Arc<Recipe> {
     let columns = [
         ("id", "UInt64"),
         ("name", "LowCardinality(String)"),
@@ -47,11 +51,11 @@ fn recipe() -> Arc<Recipe> {
         .enable_all()
         .build()
         .expect("a runtime");
-    let spec = spec(
-        Delivery::ExactlyOnce,
-        "http://127.0.0.1:1",
-        columns.map(column).to_vec(),
-    );
+    let columns = columns.map(column).to_vec();
+    let spec = Spec {
+        compression,
+        ..spec(Delivery::ExactlyOnce, "http://127.0.0.1:1", columns)
+    };
     Arc::new(
         runtime
             .block_on(Recipe::make(Arc::new(spec), kinesis::Limits::default()))
@@ -370,4 +374,20 @@ fn what_a_block_keeps_is_paid_for_or_given_up() {
     assert_eq!(small.held(), 0);
     kept.bench.release();
     assert_eq!(large.held(), 0);
+}
+
+#[test]
+fn the_digest_is_that_of_the_plain_block_however_it_travels() {
+    let (pipe, id) = (PipeUid::new(), BatchId::new());
+    let built = [Compression::None, Compression::Lz4, Compression::Zstd].map(|compression| {
+        let recipe = recipe_for(compression);
+        let outcome = build(job(&recipe, id, pipe, vec![run(1, 0, 2_000, 100)], None));
+        outcome.built.expect("a batch")
+    });
+    let digests = built.each_ref().map(|built| built.batch.digest);
+    assert_eq!(digests, [digests[0]; 3]);
+    let sizes = built.each_ref().map(|built| bytes(&built.rows).expect("rows").len());
+    assert!(sizes.is_sorted_by(|larger, smaller| larger > smaller), "{sizes:?}");
+    let compressed = built.map(|built| built.rows.expect("rows").compressed);
+    assert_eq!(compressed, [false, true, true]);
 }

@@ -141,6 +141,30 @@ fn a_lane_comes_through_whole() {
 }
 
 #[test]
+fn blocks_travel_as_the_control_plane_says() {
+    let given = |number: i32| {
+        let mut lane = wire_lane();
+        if let Some(batch) = lane.spec.as_mut().and_then(|spec| spec.batch.as_mut()) {
+            batch.compression = number;
+        }
+        let lane = convert(lane).expect("a good lane");
+        let spec = lane.specs[&Revision(2)].clone();
+        spec.map(|spec| spec.compression)
+    };
+    let known = [
+        Compression::None,
+        Compression::Lz4,
+        Compression::Zstd,
+        Compression::None,
+    ];
+    for (number, expected) in (0..).zip(known) {
+        assert_eq!(given(number), Ok(expected), "{number}");
+    }
+    let fault = given(4).expect_err("a way that this worker does not know");
+    assert!(fault.message.contains("spec.batch.compression"), "{fault:?}");
+}
+
+#[test]
 fn an_open_batch_goes_back_as_it_came_but_with_epochs() {
     let wire = wire_lane();
     let lane = convert(wire.clone()).expect("a good lane");

@@ -29,10 +29,10 @@ pub struct Insert<'a> {
     pub table: &'a str,
     /// Columns of the block, in its order.
     pub columns: &'a [String],
-    /// One Native block; if `framed`, in ClickHouse's compressed frames.
+    /// One Native block; if `compressed`, as ClickHouse's compressed frames.
     pub body: Bytes,
     /// The body is compressed.
-    pub framed: bool,
+    pub compressed: bool,
     /// Deduplication token: the same for the same bytes, and for nothing else.
     pub token: &'a str,
     /// Name of the attempt in `system.query_log`.
@@ -143,7 +143,7 @@ pub(super) fn url_query(database: &str, insert: &Insert<'_>, optional: Optional)
     if insert.any_partitions {
         query.append_pair("max_partitions_per_insert_block", "0");
     }
-    if insert.framed {
+    if insert.compressed {
         query.append_pair("decompress", "1");
     }
     Ok(query.finish())
@@ -347,7 +347,7 @@ mod tests {
             table: "t; DROP TABLE x",
             columns: &columns,
             body: Bytes::new(),
-            framed: true,
+            compressed: true,
             token: "01J&insert_deduplicate=0",
             query_id: "q",
             any_partitions: false,
@@ -393,7 +393,7 @@ mod tests {
             table: "t",
             columns: &[],
             body: Bytes::new(),
-            framed: false,
+            compressed: false,
             token: "x",
             query_id: "q",
             any_partitions: false,

@@ -10,7 +10,7 @@ use anyhow::{Context as _, ensure};
 use millrace_data_plane::{
     batch::block::Block,
     decode::{Decoder, FieldSource, MappedColumn, Plan, RecordMeta},
-    sink::clickhouse::native::{Frames, Method, compress},
+    sink::clickhouse::native::{Frames, Method, compress_lz4},
     source::kinesis::records_of,
 };
 use millrace_integration_tests::events::{COLUMNS, Events};
@@ -161,7 +161,7 @@ fn measure(shape: &Shape, rounds: usize) -> anyhow::Result<()> {
         native.clear();
         let written = timed(|| block.write_native(&mut native))?;
         frames.clear();
-        let compressed = timed(|| compress(&native, Method::Lz4, &mut frames))?;
+        let compressed = timed(|| compress_lz4(&native, &mut frames))?;
         block.clear();
         let whole = timed(|| {
             for body in &bodies {
