@@ -81,6 +81,19 @@ pub(crate) enum Pipe {
         #[arg(long)]
         dry_run: bool,
     },
+    /// Change a pipe, running or not, to what a file says. It goes on where it is.
+    Update {
+        /// YAML or JSON file with the pipe's name and the fields to change; `-` reads standard input.
+        #[arg(short, long, value_name = "FILE")]
+        file: PathBuf,
+        /// Change only this field, such as `settings.compression`; one that is not in the file goes back to its default. May be
+        /// given more than once. Without it: all fields that are in the file.
+        #[arg(long, value_name = "PATH")]
+        field: Vec<String>,
+        /// Check everything, store nothing.
+        #[arg(long)]
+        dry_run: bool,
+    },
     /// Show one pipe.
     Get {
         /// Pipe id or full name.

@@ -20,6 +20,7 @@ pub(crate) const PIPE: &str = "millrace.api.v1.Pipe";
 pub(crate) async fn run(connection: &Connection, command: Pipe) -> Result<(), Error> {
     match command {
         Pipe::Create { file, dry_run } => create(connection, &file, dry_run).await,
+        Pipe::Update { file, field, dry_run } => update(connection, &file, field, dry_run).await,
         Pipe::Get { pipe } => get(connection, &pipe).await,
         Pipe::List => list_all(connection).await,
         Pipe::Watch {
@@ -55,6 +56,27 @@ async fn create(connection: &Connection, file: &Path, validate_only: bool) -> Re
     };
     let response = client::pipes(connection)?
         .create_pipe(request)
+        .await
+        .map_err(client::failed(connection))?
+        .into_inner();
+    show(connection, &response.pipe.unwrap_or_default())
+}
+
+async fn update(connection: &Connection, file: &Path, paths: Vec<String>, validate_only: bool) -> Result<(), Error> {
+    let pipe: api::Pipe = manifest::parse(&manifest::read(file)?, PIPE)?;
+    if pipe.name.is_empty() {
+        return Err(Error::Local("name: say which pipe, such as `name: clicks`".to_owned()));
+    }
+    let request = api::UpdatePipeRequest {
+        pipe: Some(api::Pipe {
+            name: connection.name("pipes", &pipe.name),
+            ..pipe
+        }),
+        update_mask: (!paths.is_empty()).then_some(prost_types::FieldMask { paths }),
+        validate_only,
+    };
+    let response = client::pipes(connection)?
+        .update_pipe(request)
         .await
         .map_err(client::failed(connection))?
         .into_inner();
