@@ -31,9 +31,12 @@ pub struct OpenBatch {
 }
 
 /// What else there is to know of a batch: recorded with it, so that every owner builds the same and judges the same.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Terms {
+    /// How records became its bytes. A worker of another release may do that otherwise; then it cannot build the batch again.
+    #[serde(skip_serializing_if = "is_first_format")]
+    pub format: u32,
     /// Fingerprint of the table's definition, taken before the batch was recorded; empty if it could not be read.
     pub table: String,
     /// It is a part of a batch that ClickHouse had refused: its malformed records are in the error table already, under
@@ -45,6 +48,34 @@ pub struct Terms {
     /// record when it is read, so that it is these that tell whether it is still whole.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub firsts: BTreeMap<ShardId, SequenceNumber>,
+}
+
+/// The format of batches that do not say which.
+const FIRST_FORMAT: u32 = 1;
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde calls it so")]
+fn is_first_format(format: &u32) -> bool {
+    *format == FIRST_FORMAT
+}
+
+impl Terms {
+    /// Of a batch of this format that nothing else is known of.
+    #[must_use]
+    pub fn of_format(format: u32) -> Self {
+        Self {
+            format,
+            table: String::new(),
+            part: false,
+            condemned: None,
+            firsts: BTreeMap::new(),
+        }
+    }
+}
+
+impl Default for Terms {
+    fn default() -> Self {
+        Self::of_format(FIRST_FORMAT)
+    }
 }
 
 /// What a batch covers, in numbers.

@@ -47,6 +47,8 @@ reasons! {
     DESTINATION_INSERT_FAILED;
     /// A replayed batch is not what was prepared.
     BATCH_DIVERGED;
+    /// An open batch was made by a release whose batches this worker cannot build again.
+    BATCH_FORMAT_UNKNOWN;
     /// The control plane does not take what workers have to store, so nothing can be committed.
     CONTROL_PLANE_UNAVAILABLE;
     /// No worker is connected.

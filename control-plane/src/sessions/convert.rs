@@ -262,6 +262,7 @@ fn open(batch: v1::OpenBatch, path: &str) -> Result<(OpenBatch, Vec<(ShardId, Ep
         },
         digest: digest.map_err(|_| invalid(path, "digest", "must be 16 bytes"))?,
         terms: Terms {
+            format: batch.format.max(1),
             table: within(batch.table_definition, MAX_DEFINITION, path, "table_definition")?,
             part: batch.part,
             condemned: Some(within(batch.condemned, MAX_CONDEMNED, path, "condemned")?)

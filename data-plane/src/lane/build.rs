@@ -30,6 +30,11 @@ use crate::{
     source::{Budget, Permit, Record},
 };
 
+/// How records become the bytes of a batch: decoding, the words and classes of rejections, the encoding of blocks, their order.
+/// A batch that is open when a worker is replaced is built again by the next one and must come out the same to the byte, so
+/// whatever changes what any record becomes raises this number. Then workers of both releases must run until no batch of
+/// the old format is open: this one says so and leaves such a batch alone.
+pub(super) const FORMAT: u32 = 1;
 /// Payload bytes between two looks at the size of the block, which visit every column. A block may be larger than its
 /// bound by what they become.
 const MEASURE_AFTER_BYTES: usize = 64 * 1024;

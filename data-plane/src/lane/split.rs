@@ -20,7 +20,7 @@ use millrace_common::{
 use tokio::task;
 
 use super::{
-    build::{Job, build},
+    build::{FORMAT, Job, build},
     fault::Faults,
     queue::{Pending, Run},
     recipe::Recipe,
@@ -75,11 +75,11 @@ pub(super) async fn split(
     }
     let terms = Terms {
         part: true,
-        ..Terms::default()
+        ..Terms::of_format(FORMAT)
     };
     let jobs: Vec<(Vec<Run>, Terms)> = if refused.cause == Cause::Table {
         // None of its records is in the error table, so those that the newer revision rejects are to go there.
-        vec![(runs, Terms::default())]
+        vec![(runs, Terms::of_format(FORMAT))]
     } else if records == 1 && refused.cause == Cause::Rows {
         let condemned = Some(refused.message.chars().take(MAX_WORDS).collect());
         vec![(runs, Terms { condemned, ..terms })]

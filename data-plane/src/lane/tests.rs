@@ -720,6 +720,38 @@ async fn a_finished_shard_is_told_with_its_children_once_it_is_committed() {
 }
 
 #[tokio::test]
+async fn a_batch_of_another_format_holds_its_shards_and_no_others() {
+    let mut world = World::new(Delivery::ExactlyOnce, &[(0, 2), (1, 2)]).await;
+    let open = OpenBatch {
+        id: BatchId::new(),
+        revision: Revision(1),
+        slices: vec![slice(0, 0, 7)],
+        counts: Counts::default(),
+        digest: [0; 16],
+        terms: Terms::of_format(build::FORMAT + 1),
+    };
+    world.order(|assignment| assignment.open_batches.push(open.clone()));
+    world
+        .until("said so", |world| world.fault() == Some(reason::BATCH_FORMAT_UNKNOWN))
+        .await;
+    assert_eq!(world.lane.replay_of, None, "it is not even read");
+    assert!(!world.lane.shards[&shard(0)].wants_reader(Instant::now()));
+    world.feed(1, 1..=3);
+    world
+        .until("the other shard goes on", |world| {
+            !world.control.calls("commit").is_empty()
+        })
+        .await;
+    assert!(world.committed().iter().all(|slice| slice.shard == shard(1)));
+    // Given up, or finished by another worker: the shard comes back without it.
+    world.order(|assignment| {
+        assignment.open_batches.clear();
+        assignment.shards = grants(&[(0, 3), (1, 2)]);
+    });
+    world.until("no fault", |world| world.fault().is_none()).await;
+}
+
+#[tokio::test]
 async fn a_recorded_batch_holds_its_shards_back_until_it_is_replayed() {
     let mut world = World::new(Delivery::ExactlyOnce, &[(0, 2), (1, 2)]).await;
     let open = OpenBatch {

@@ -18,7 +18,7 @@ use tracing::Instrument as _;
 
 use super::{
     Lane,
-    build::{Job, Outcome, build},
+    build::{FORMAT, Job, Outcome, build},
     fault::{Fault, Part},
     replay::{Means, Replayed, replay},
     split::{Split, split},
@@ -154,7 +154,7 @@ impl Lane {
             rules: Some(rules),
             bench: self.benches.pop(),
             budget: Arc::clone(&self.budget),
-            terms: Terms::default(),
+            terms: Terms::of_format(FORMAT),
         };
         self.build.spawn_blocking(move || {
             let _core = core;
@@ -392,7 +392,9 @@ impl Lane {
         let mut blocked = BTreeSet::new();
         let next = self.replays.iter().find(|batch| {
             let shards = || batch.slices.iter().map(|slice| &slice.shard);
-            let possible = !self.unreadable.contains(&batch.id) && self.recipes.contains_key(&batch.revision);
+            let possible = !self.unreadable.contains(&batch.id)
+                && self.recipes.contains_key(&batch.revision)
+                && self.knows_format(batch);
             let free = possible && shards().all(|shard| !blocked.contains(shard));
             if !free {
                 blocked.extend(shards());
@@ -408,6 +410,23 @@ impl Lane {
         let means = self.means();
         self.replay
             .spawn(replay(pipe, recipe, batch, faults, means).in_current_span());
+    }
+
+    /// Whether the batch can be built again by this release. If not, its shards wait: nothing of it is lost, and a worker that
+    /// knows how can still finish it.
+    fn knows_format(&self, batch: &OpenBatch) -> bool {
+        let format = batch.terms.format;
+        if format != FORMAT {
+            let message = format!(
+                "batch {} was prepared by a release of Millrace whose batches (format {format}) this worker cannot build again \
+                 (format {FORMAT}): run a worker of that release until the batch is committed, or stop the pipe and give the \
+                 batch up with ResetPosition and abandon_open_batches",
+                batch.id
+            );
+            let fault = Fault::permanent(reason::BATCH_FORMAT_UNKNOWN, message);
+            self.faults.set(Part::Replay(batch.id), fault);
+        }
+        format == FORMAT
     }
 
     pub(super) fn on_replayed(&mut self, replayed: Option<Replayed>) {

@@ -290,6 +290,7 @@ fn open_batch(batch: wire::OpenBatch) -> Result<OpenBatch, Error> {
         },
         digest,
         terms: Terms {
+            format: batch.format.max(1),
             table: batch.table_definition,
             part: batch.part,
             condemned: optional(batch.condemned),
@@ -369,6 +370,7 @@ pub(crate) fn to_open_batch(batch: &OpenBatch, epochs: &BTreeMap<ShardId, Epoch>
         rows: batch.counts.rows,
         rejected_records: batch.counts.rejected_records,
         digest: batch.digest.to_vec(),
+        format: batch.terms.format,
         table_definition: batch.terms.table.clone(),
         part: batch.terms.part,
         condemned: batch.terms.condemned.clone().unwrap_or_default(),

@@ -12,6 +12,7 @@ fn part(slices: Vec<millrace_common::position::Slice>, records: u64, condemned: 
     let mut part = batch(slices, records);
     part.counts.records = records;
     part.terms = Terms {
+        format: 2,
         table: "uuid/17/0123".to_owned(),
         part: true,
         condemned: condemned.map(str::to_owned),

@@ -140,6 +140,7 @@ pub fn open_batch(batch: &OpenBatch) -> v1::OpenBatch {
         rows: batch.counts.rows,
         rejected_records: batch.counts.rejected_records,
         digest: batch.digest.to_vec(),
+        format: batch.terms.format,
         table_definition: batch.terms.table.clone(),
         part: batch.terms.part,
         condemned: batch.terms.condemned.clone().unwrap_or_default(),
