@@ -87,6 +87,7 @@ fn wire_lane() -> wire::Lane {
             rejected_records: 1,
             digest: vec![9; 16],
             first_records: [("shardId-0".to_owned(), "11".to_owned())].into(),
+            format: 2,
             ..Default::default()
         }],
     }
