@@ -164,6 +164,20 @@ impl Reading {
         self.counters.subscriptions.load(Ordering::Relaxed)
     }
 
+    /// Waits for this many subscriptions: a page may come at the end of the one before.
+    async fn subscribed(&self, count: u64) -> Result<()> {
+        let started = Instant::now();
+        while self.subscriptions() < count {
+            ensure!(
+                started.elapsed() < LIMIT,
+                "{} subscriptions instead of {count}",
+                self.subscriptions()
+            );
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        Ok(())
+    }
+
     async fn stop(self) -> Result<()> {
         self.cancel.cancel();
         drop(self.pages);
@@ -208,6 +222,7 @@ async fn a_shard_is_read_through_renewals_to_its_end() -> Result<()> {
         let started = Instant::now();
         assert_eq!(numbers(&reading.records(100).await?), range(first..first + 100));
         eprintln!("renewal {round}: read on after {} ms", started.elapsed().as_millis());
+        reading.subscribed(u64::from(round) + 1).await?;
     }
     assert_eq!(reading.subscriptions(), 4);
     assert_eq!(bed.kinesis.calls(Operation::GetRecords), 0);
