@@ -61,11 +61,13 @@ impl PipeService for Api {
         let request = request.into_inner();
         let name: PipeName = name(&request.name, "name")?;
         let view = view::requested(request.view, View::Full)?;
-        let pipe = self.pipe(&name).await?;
-        let snapshot = self.snapshot(pipe.uid, &name).await?;
-        Ok(Response::new(GetPipeResponse {
-            pipe: Some(self.show(&snapshot, view)),
-        }))
+        let found = self.store.find_pipe(&name).await.map_err(|error| of_store(&error))?;
+        let shown = match found {
+            Some(pipe) => self.shown(pipe, view).await?,
+            None => None,
+        };
+        let pipe = Some(shown.ok_or_else(|| pipe_not_found(&name))?);
+        Ok(Response::new(GetPipeResponse { pipe }))
     }
 
     async fn list_pipes(&self, request: Request<ListPipesRequest>) -> Result<Response<ListPipesResponse>, Status> {
@@ -90,23 +92,7 @@ impl PipeService for Api {
         };
         let mut shown = Vec::with_capacity(pipes.len());
         for pipe in pipes {
-            let read = match pipe {
-                Ok(pipe) => match self.store.snapshot(pipe.uid).await {
-                    // A pipe that is deleted meanwhile is left out.
-                    Ok(snapshot) => Ok(snapshot),
-                    Err(error @ store::Error::Corrupt { .. }) => Err(Damaged {
-                        uid: pipe.uid,
-                        name: pipe.name,
-                        error,
-                    }),
-                    Err(error) => return Err(of_store(&error).into()),
-                },
-                Err(damaged) => Err(damaged),
-            };
-            match read {
-                Ok(snapshot) => shown.extend(snapshot.map(|snapshot| self.show(&snapshot, view))),
-                Err(damaged) => shown.push(show_damaged(&damaged)),
-            }
+            shown.extend(self.shown(pipe, view).await?);
         }
         Ok(Response::new(ListPipesResponse {
             pipes: shown,
@@ -192,6 +178,23 @@ impl Api {
     pub(super) async fn pipe(&self, name: &PipeName) -> Result<StoredPipe, ApiError> {
         let pipe = self.store.get_pipe(name).await.map_err(|error| of_store(&error))?;
         pipe.ok_or_else(|| pipe_not_found(name))
+    }
+
+    /// A pipe as it is shown, also one that cannot be read; none that is deleted meanwhile.
+    async fn shown(&self, pipe: Result<StoredPipe, Damaged>, view: View) -> Result<Option<Pipe>, ApiError> {
+        let pipe = match pipe {
+            Ok(pipe) => pipe,
+            Err(damaged) => return Ok(Some(show_damaged(&damaged))),
+        };
+        match self.store.snapshot(pipe.uid).await {
+            Ok(snapshot) => Ok(snapshot.map(|snapshot| self.show(&snapshot, view))),
+            Err(error @ store::Error::Corrupt { .. }) => Ok(Some(show_damaged(&Damaged {
+                uid: pipe.uid,
+                name: pipe.name,
+                error,
+            }))),
+            Err(error) => Err(of_store(&error)),
+        }
     }
 
     /// The stored pipe with its shards.

@@ -40,6 +40,8 @@ pub mod pipe {
         pub effective: Option<String>,
         pub created_millis: i64,
         pub updated_millis: i64,
+        /// Highest epoch of the shards that were forgotten.
+        pub epoch_floor: i64,
     }
     entity!();
 }

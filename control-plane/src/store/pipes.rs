@@ -58,6 +58,7 @@ impl Store {
                 effective: Set(optional_json("pipes.effective", new.effective.as_ref())?),
                 created_millis: Set(now),
                 updated_millis: Set(now),
+                epoch_floor: Set(0),
             };
             let inserted = pipe::Entity::insert(row)
                 .on_conflict(OnConflict::new().do_nothing().to_owned())
@@ -90,13 +91,22 @@ impl Store {
     /// The pipe of that name.
     ///
     /// # Errors
-    /// The database's.
+    /// The database's, and [`Error::Corrupt`] if it cannot be read.
     pub async fn get_pipe(&self, name: &PipeName) -> Result<Option<StoredPipe>, Error> {
+        let found = self.find_pipe(name).await?;
+        found.transpose().map_err(|damaged| damaged.error)
+    }
+
+    /// The pipe of that name, or why it cannot be read.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn find_pipe(&self, name: &PipeName) -> Result<Option<Result<StoredPipe, Damaged>>, Error> {
         let select = select_pipes()
             .filter(pipe::Column::Project.eq(name.project.0.as_str()))
             .filter(pipe::Column::PipeId.eq(name.id.as_str()));
         let row = select.into_model::<PipeRow>().one(&self.inner.read).await?;
-        row.map(StoredPipe::try_from).transpose()
+        Ok(row.and_then(stored))
     }
 
     /// The pipe of that identity.

@@ -70,9 +70,7 @@ impl Store {
             for batch in &reset.abandoned {
                 forget_batch(&transaction, &id, &batch.to_string()).await?;
             }
-            for shard in &reset.forgotten {
-                forget_shard(&transaction, &id, shard).await?;
-            }
+            forget_shards(&transaction, &row, &ledger, &reset.forgotten).await?;
             for step in &reset.moves {
                 move_shard(&transaction, &id, step, now).await?;
             }
@@ -231,6 +229,28 @@ async fn forget_batch(transaction: &DatabaseTransaction, uid: &str, batch: &str)
         .await?;
     let row = batch::Entity::delete_by_id((uid.to_owned(), batch.to_owned()));
     expect_rows(1, row.exec(transaction).await?.rows_affected)
+}
+
+/// Forgets shards, and keeps their highest epoch: requests of who held them must not be good for shards that are given
+/// these names later, as those of a recreated stream are.
+async fn forget_shards(
+    transaction: &DatabaseTransaction,
+    pipe: &pipe::Model,
+    ledger: &Ledger,
+    shards: &[ShardId],
+) -> Result<(), Error> {
+    for shard in shards {
+        forget_shard(transaction, &pipe.uid, shard).await?;
+    }
+    let epochs = shards.iter().filter_map(|shard| ledger.shards.get(shard));
+    let Some(highest) = epochs.map(|row| row.epoch.0).max() else {
+        return Ok(());
+    };
+    let floor = Ord::max(to_number("pipes.epoch_floor", highest)?, pipe.epoch_floor);
+    let update = pipe::Entity::update_many()
+        .col_expr(pipe::Column::EpochFloor, Expr::value(floor))
+        .filter(pipe::Column::Uid.eq(pipe.uid.as_str()));
+    expect_rows(1, update.exec(transaction).await?.rows_affected)
 }
 
 async fn forget_shard(transaction: &DatabaseTransaction, uid: &str, id: &ShardId) -> Result<(), Error> {

@@ -375,13 +375,23 @@ pub(super) async fn open_shards(transaction: &DatabaseTransaction, uid: &str, sh
     Ok(())
 }
 
-/// Stores new shards.
+/// Stores new shards, with epochs above those of any that the pipe forgot.
 pub(super) async fn insert_shards(
     transaction: &DatabaseTransaction,
     uid: &str,
     shards: &[(NewShard, ShardPhase)],
     now: i64,
 ) -> Result<(), Error> {
+    if shards.is_empty() {
+        return Ok(());
+    }
+    let floor = pipe::Entity::find_by_id(uid)
+        .select_only()
+        .column(pipe::Column::EpochFloor)
+        .into_tuple::<i64>()
+        .one(transaction)
+        .await?
+        .unwrap_or_default();
     for chunk in shards.chunks(ROWS_PER_INSERT) {
         let mut rows = Vec::with_capacity(chunk.len());
         for (shard, phase) in chunk {
@@ -390,7 +400,7 @@ pub(super) async fn insert_shards(
                 shard_id: Set(shard.id.to_string()),
                 parents: Set(to_json("shards.parents", &shard.parents)?),
                 phase: Set(phase_text(*phase).to_owned()),
-                epoch: Set(0),
+                epoch: Set(floor),
                 owner_worker: Set(None),
                 owner_incarnation: Set(None),
                 checkpoint: Set(to_json("shards.checkpoint", &shard.start)?),

@@ -297,6 +297,11 @@ async fn a_pipe_that_cannot_be_read_hides_no_other() {
         let listed = store.list_pipes(&broken.name.project, None, 10).await.unwrap();
         assert_eq!(listed.len(), 2);
         assert!(listed.iter().flatten().any(|pipe| pipe.uid == sound.uid));
+        // Damage to its row shows at once, damage to its shards with the snapshot.
+        match store.find_pipe(&broken.name).await.unwrap().unwrap() {
+            Ok(pipe) => assert!(matches!(store.snapshot(pipe.uid).await, Err(Error::Corrupt { .. }))),
+            Err(told) => assert_eq!((told.uid, &told.name), (broken.uid, &broken.name)),
+        }
         assert!(
             store
                 .all_pipes()

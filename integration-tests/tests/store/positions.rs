@@ -1,5 +1,7 @@
 //! Positions that users move, gaps that pipes go on behind, and what is known of the age of checkpoints.
 
+use std::collections::BTreeSet;
+
 use millrace_common::{ids::Epoch, pipe::StreamIdentity, position::Position};
 use millrace_control_plane::{
     events::{NewEvent, Severity, kind},
@@ -87,6 +89,9 @@ pub(crate) async fn a_reset_moves_fences_and_tells(database: Database) {
 pub(crate) async fn another_stream_is_taken_with_its_own_shards(database: Database) {
     let store = &database.store;
     let pipe = pipe(store, 3).await;
+    // Shard 2 changes hands, so that its epoch is the highest of those that will be forgotten.
+    grant(store, pipe.uid, &[shard(0), shard(1), shard(2)], &worker("a")).await;
+    grant(store, pipe.uid, &[shard(2)], &worker("b")).await;
     let plan = Plan {
         targets: targets(&[0], &Position::TrimHorizon),
         new: vec![NewShard {
@@ -116,6 +121,17 @@ pub(crate) async fn another_stream_is_taken_with_its_own_shards(database: Databa
     assert_eq!(snapshot.pipe.resolved.stream, identity);
     assert_eq!((snapshot.pipe.revision.0, snapshot.pipe.spec), (2, pipe.spec));
     assert_ne!(snapshot.pipe.etag, pipe.etag);
+
+    // The new stream has its own shards 1 and 2 one day. Nobody who held the old ones can speak for them.
+    let again = |index| NewShard {
+        id: shard(index),
+        parents: Vec::new(),
+        start: Position::TrimHorizon,
+    };
+    let listing = [again(0), again(7), again(1), again(2)];
+    store.add_shards(pipe.uid, &listing, &BTreeSet::new()).await.unwrap();
+    let epochs = grant(store, pipe.uid, &[shard(1), shard(2), shard(7)], &worker("a")).await;
+    assert!(epochs.iter().all(|(_, epoch)| *epoch == Epoch(3)), "{epochs:?}");
 }
 
 pub(crate) async fn a_gap_is_passed_once_by_its_holder_only(database: Database) {
