@@ -16,7 +16,6 @@ use aws_smithy_runtime_api::client::{
     runtime_components::RuntimeComponents,
 };
 use aws_smithy_types::{body::SdkBody, byte_stream::ByteStream};
-use bytes::Buf as _;
 use parking_lot::Mutex;
 
 use super::{client::Reply, scan::scan};
@@ -108,15 +107,12 @@ async fn take(mut response: HttpResponse) -> Result<HttpResponse, ConnectorError
     if response.status().as_u16() != 200 || !asked {
         return Ok(response);
     }
-    let mut frames = ByteStream::new(response.take_body())
-        .collect()
-        .await
-        .map_err(|error| ConnectorError::io(error.into()))?;
+    // Each frame is copied while it is still in the cache, and its buffer is free for the next one.
+    let mut frames = ByteStream::new(response.take_body());
     let mut body = spare_body();
-    body.reserve_exact(frames.remaining());
-    while frames.has_remaining() {
-        body.extend_from_slice(frames.chunk());
-        frames.advance(frames.chunk().len());
+    body.reserve_exact(announced(&response));
+    while let Some(frame) = frames.next().await {
+        body.extend_from_slice(&frame.map_err(|error| ConnectorError::io(error.into()))?);
     }
     *response.body_mut() = match scan(&body) {
         Some(reply) => {
@@ -129,6 +125,15 @@ async fn take(mut response: HttpResponse) -> Result<HttpResponse, ConnectorError
         None => SdkBody::from(body),
     };
     Ok(response)
+}
+
+/// How long the body is going to be, as far as that is believed.
+fn announced(response: &HttpResponse) -> usize {
+    let length = response
+        .headers()
+        .get("content-length")
+        .and_then(|length| length.parse().ok());
+    length.unwrap_or(0).min(LARGEST_SPARE_BODY)
 }
 
 /// An empty buffer, if possible one that was used before: to ask the system for new pages costs as much as to read into them.
