@@ -29,6 +29,15 @@ const CLOCK_STEPS: u64 = 20_000_000;
 const RECORDS_PER_ANSWER: usize = 10_000;
 const SEQUENCE_NUMBER: &str = "49590338271490256608559692538361571095921575989136588898";
 const KEY: &str = "user-1";
+/// What every record comes with.
+pub(super) const META: RecordMeta<'static> = RecordMeta {
+    partition_key: KEY.as_bytes(),
+    arrival_millis: 1_700_000_000_000,
+    stream: "bench",
+    shard_id: "shardId-000000000000",
+    sequence_number: SEQUENCE_NUMBER.as_bytes(),
+    sub_sequence_number: 0,
+};
 
 /// Measures all shapes.
 pub(super) fn run(records: u64, rounds: usize) -> anyhow::Result<()> {
@@ -73,7 +82,7 @@ fn clock() -> anyhow::Result<f64> {
     Ok(CLOCK_STEPS as f64 / seconds)
 }
 
-fn plan(shape: &Shape) -> anyhow::Result<Arc<Plan>> {
+pub(super) fn plan(shape: &Shape) -> anyhow::Result<Arc<Plan>> {
     let column = |(name, kind): &(String, String)| {
         Ok(MappedColumn {
             name: name.clone(),
@@ -106,14 +115,6 @@ fn measure(shape: &Shape, rounds: usize) -> anyhow::Result<()> {
     let (mut decoder, mut block) = (Decoder::new(Arc::clone(&plan)), Block::new(&plan));
     let (mut buffers, mut tape) = (simd_json::Buffers::new(4096), None);
     let (mut scratch, mut native, mut frames) = (Vec::new(), Vec::new(), Vec::new());
-    let meta = RecordMeta {
-        partition_key: KEY.as_bytes(),
-        arrival_millis: 1_700_000_000_000,
-        stream: "bench",
-        shard_id: "shardId-000000000000",
-        sequence_number: SEQUENCE_NUMBER.as_bytes(),
-        sub_sequence_number: 0,
-    };
     let bodies: Vec<String> = shape.records.chunks(RECORDS_PER_ANSWER).map(answer).collect();
     let mut times: [Vec<f64>; 7] = Default::default();
     let (mut clocks, mut allocated) = (Vec::new(), 0);
@@ -153,7 +154,7 @@ fn measure(shape: &Shape, rounds: usize) -> anyhow::Result<()> {
             shape
                 .records
                 .iter()
-                .try_for_each(|record| decoder.decode_whole(record, &meta, &mut block))
+                .try_for_each(|record| decoder.decode_whole(record, &META, &mut block))
         })?;
         allocated = allocations() - before;
         decoded.1.map_err(|rejection| anyhow::anyhow!("{rejection}"))?;
@@ -170,7 +171,7 @@ fn measure(shape: &Shape, rounds: usize) -> anyhow::Result<()> {
                         partition_key: record.partition_key(),
                         arrival_millis: record.arrival_millis,
                         sequence_number: record.digits(),
-                        ..meta
+                        ..META
                     };
                     decoder
                         .decode_whole(record.data(), &meta, &mut block)
