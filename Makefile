@@ -9,6 +9,9 @@ export CARGO_TARGET_DIR ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/millrace/targe
 export RUST_TEST_THREADS ?= $(shell n=$$(nproc 2>/dev/null || echo 2); \
 	if [ $$n -lt 2 ]; then n=2; elif [ $$n -gt 8 ]; then n=8; fi; echo $$n)
 
+# Suites that are run in both ways of reading.
+OVER_FAN_OUT := reshard moves recovery crash chaos mapping poison
+
 TOOLS := deploy/dev/tools.sh
 STEP := deploy/dev/step.sh
 SCRIPTS := .ci/run deploy/dev/tools.sh deploy/dev/step.sh
@@ -78,12 +81,17 @@ shell:
 proto:
 	@$(STEP) 'Protocol (buf lint)' $(TOOLS) run buf lint proto
 
+# The fuzz target is a workspace of its own: what the decoder takes in has to be in its lock file as well.
 clippy:
 	@$(STEP) 'Clippy' cargo clippy --workspace --all-targets --locked -- -D warnings
+	@$(STEP) 'Lock file of the fuzz target' cargo fetch --locked --manifest-path data-plane/fuzz/Cargo.toml
 
 # Tests start the binaries of other packages, which `cargo test` alone need not build.
 build:
 	@$(STEP) 'Build' cargo build --workspace --bins --locked
 
+# What pipes go through, once more with pipes that read by enhanced fan-out.
 unit:
 	@$(STEP) 'Tests' cargo test --workspace --locked --no-fail-fast
+	@MILLRACE_TEST_READING=fan-out $(STEP) 'Tests over enhanced fan-out' cargo test -p millrace-cli \
+		-p millrace-integration-tests --locked --no-fail-fast $(OVER_FAN_OUT:%=--test %)
