@@ -670,6 +670,19 @@ fn control_plane_name(index: usize) -> String {
     }
 }
 
+/// How pipes read: by polling, or with `MILLRACE_TEST_READING=fan-out` by enhanced fan-out, so that one suite proves both.
+///
+/// # Panics
+/// If it is something else.
+#[must_use]
+pub fn fan_out() -> bool {
+    match std::env::var("MILLRACE_TEST_READING").as_deref() {
+        Err(_) | Ok("" | "polling") => false,
+        Ok("fan-out") => true,
+        Ok(other) => panic!("MILLRACE_TEST_READING is {other:?}, and must be polling or fan-out"),
+    }
+}
+
 /// A pipe from a stream of an emulator into a managed table with these columns.
 #[must_use]
 pub fn pipe_spec(kinesis_url: &str, stream: &str, clickhouse: &ClickHouse, destination: Table<'_>) -> api::Pipe {
@@ -689,6 +702,7 @@ pub fn pipe_spec(kinesis_url: &str, stream: &str, clickhouse: &ClickHouse, desti
                 iterator_type: api::IteratorType::TrimHorizon.into(),
                 credential: format!("{PARENT}/credentials/{AWS}"),
                 endpoint: kinesis_url.to_owned(),
+                use_enhanced_fan_out: fan_out(),
                 ..Default::default()
             })),
         }),

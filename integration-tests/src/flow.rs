@@ -9,7 +9,7 @@ use tempfile::NamedTempFile;
 
 use crate::{
     clickhouse::ClickHouse,
-    cluster::{Cluster, Options, Table, pipe_spec},
+    cluster::{self, Cluster, Options, Table, pipe_spec},
     events::{Events, ledger_columns},
     kinesis::{Emulator, Handle, Options as KinesisOptions, Put},
     ledger::{self, Tables},
@@ -36,7 +36,7 @@ pub struct Shape {
     pub replicas: u32,
     /// Batches are closed after so long at the latest: short, so that many are made.
     pub max_insert_wait: Duration,
-    /// The pipe reads by enhanced fan-out, with a consumer of its own.
+    /// The pipe reads by enhanced fan-out, with a consumer of its own. As [`cluster::fan_out`] says, if not said otherwise.
     pub fan_out: bool,
     /// Kinesis speaks TLS, and so HTTP/2.
     pub tls: bool,
@@ -55,7 +55,7 @@ impl Shape {
             workers,
             replicas: u32::try_from(workers).unwrap_or(u32::MAX).max(1),
             max_insert_wait: Duration::from_millis(300),
-            fan_out: false,
+            fan_out: cluster::fan_out(),
             tls: false,
             transition: Duration::ZERO,
             options: timeline::options(),

@@ -22,6 +22,8 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+#[path = "fan_out/night.rs"]
+mod night;
 #[path = "fan_out/pipe.rs"]
 mod pipe;
 
@@ -41,7 +43,10 @@ struct Bed {
 
 impl Bed {
     async fn new(shards: u32) -> Result<Self> {
-        let clock = Clock::system();
+        Self::with_clock(shards, Clock::system()).await
+    }
+
+    async fn with_clock(shards: u32, clock: Clock) -> Result<Self> {
         let kinesis = Emulator::start(Options {
             streams: vec![StreamSpec::new(STREAM, shards)],
             clock: clock.clone(),

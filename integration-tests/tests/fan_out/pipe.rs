@@ -131,6 +131,38 @@ async fn a_running_pipe_changes_between_polling_and_fan_out_and_keeps_its_place(
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn one_worker_reads_256_shards() -> Result<()> {
+    let _alone = ONE_AT_A_TIME.lock().await;
+    let flow = Flow::start(shape(256, 1)).await?;
+    let started = Instant::now();
+    flow.put(0..20_000)?;
+    flow.committed(20_000).await?;
+    eprintln!(
+        "20,000 records committed after {:.1} s",
+        started.elapsed().as_secs_f64()
+    );
+    pushed(&flow).await?;
+    eprintln!("all shards subscribed after {:.1} s", started.elapsed().as_secs_f64());
+    // They all end in the same moment.
+    flow.kinesis.clock().advance(Duration::from_secs(300));
+    let renewed = Instant::now();
+    flow.put(20_000..40_000)?;
+    flow.committed(40_000).await?;
+    eprintln!(
+        "20,000 more {:.1} s after the end of all subscriptions",
+        renewed.elapsed().as_secs_f64()
+    );
+    let calls = flow.kinesis.calls(Operation::SubscribeToShard);
+    let worker = flow.cluster.worker(0).context("a worker")?;
+    let peak = worker.peak_resident_bytes().context("memory of the worker")? / 1_000_000;
+    eprintln!("{calls} calls of SubscribeToShard; {peak} MB at the peak");
+    // Once each, once more each, and those that were refused within five seconds of another.
+    ensure!((512..1_024).contains(&calls), "{calls}");
+    eprintln!("{}", flow.check(40_000).await?);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn over_tls_it_is_http2_and_a_consumer_that_is_slow_to_come_is_waited_for() -> Result<()> {
     let _alone = ONE_AT_A_TIME.lock().await;
     let mut shape = shape(4, 1);
