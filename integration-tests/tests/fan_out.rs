@@ -333,7 +333,10 @@ async fn a_hand_over_is_calm_and_nothing_is_missed() -> Result<()> {
     let mut new = bed.read(SHARD_0, from)?;
     bed.put(0, 10..20, 100)?;
     assert_eq!(numbers(&new.records(10).await?), range(10..20));
-    eprintln!("the new owner read after {} ms", started.elapsed().as_millis());
+    let waited = started.elapsed();
+    eprintln!("the new owner read after {} ms", waited.as_millis());
+    assert!(waited < Duration::from_secs(3), "it polls while it may not subscribe");
+    new.subscribed(1).await?;
     let calls = bed.kinesis.calls(Operation::SubscribeToShard);
     assert!(calls <= 10, "{calls} calls in {:?}", started.elapsed());
     // The old one is told before it may try to take the shard back.

@@ -320,9 +320,16 @@ impl FanOut {
 
     fn refused(&mut self, failure: Failure, start: &Start, now: Instant) -> Outcome {
         match failure.kind {
+            // Within five seconds of somebody else's: the shard has just moved here. It is polled meanwhile, so that nobody waits.
             Kind::InUse => {
                 self.turns.ended(End::Refused, now, rand::random());
-                Outcome::Failed(failure)
+                Outcome::Unavailable {
+                    why: format!(
+                        "{}; another reader may hold the consumer {}",
+                        failure.message, self.consumer
+                    ),
+                    soon: true,
+                }
             }
             // Perhaps it is only the continuation that is too old. What the position is worth is seen without it.
             Kind::InvalidArgument if start.continuation.is_some() => {
