@@ -210,7 +210,7 @@ fn reshard(flow: &Flow, rng: &mut SmallRng, step: usize) -> anyhow::Result<()> {
         }
         2 => {
             let target = if count >= MANY_SHARDS {
-                count / 2
+                count.div_ceil(2)
             } else {
                 count + 1 + rng.random_range(0..count)
             };
