@@ -189,7 +189,7 @@ async fn the_detail_of_an_event_of_eventbridge_is_a_row() -> anyhow::Result<()> 
     let (bed, totals) = Bed::run(Envelope::Eventbridge, &records, &columns, &mappings).await?;
     assert_eq!((totals.records, totals.rows, totals.rejected_records), (2, 1, 1));
     assert_eq!(
-        bed.rows("order").await?,
+        bed.rows("`order`").await?,
         [
             r#"[7,12345678901234567.89,"a","Order Placed","2026-01-12 18:43:48","{\"order\":7,\"total\":12345678901234567.89,\"lines\":[{\"sku\":\"a\"}]}"]"#
         ]
@@ -226,7 +226,7 @@ async fn the_message_of_a_notification_of_sns_is_a_row() -> anyhow::Result<()> {
     assert_eq!((totals.records, totals.rows, totals.rejected_records), (3, 2, 1));
     let topic = "arn:aws:sns:eu-central-1:123456789012:orders";
     assert_eq!(
-        bed.rows("order NULLS LAST").await?,
+        bed.rows("`order` NULLS LAST").await?,
         [
             format!(r#"[7,"","{topic}","order"]"#),
             format!(r#"[null,"hello","{topic}","order"]"#),

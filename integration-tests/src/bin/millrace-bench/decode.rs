@@ -113,6 +113,7 @@ fn measure(shape: &Shape, rounds: usize) -> anyhow::Result<()> {
         shard_id: "shardId-000000000000",
         sequence_number: SEQUENCE_NUMBER.as_bytes(),
         sub_sequence_number: 0,
+        hash_keys: None,
     };
     let bodies: Vec<String> = shape.records.chunks(RECORDS_PER_ANSWER).map(answer).collect();
     let mut times: [Vec<f64>; 7] = Default::default();
