@@ -80,7 +80,7 @@ pub async fn config(access: &Access) -> SdkConfig {
         .build();
     let mut loader = aws_config::defaults(BehaviorVersion::latest())
         .region(region.clone())
-        .timeout_config(timeouts)
+        .timeout_config(timeouts.clone())
         .retry_config(RetryConfig::standard().with_max_attempts(access.max_attempts.max(1)));
     if let Some(endpoint) = &access.endpoint {
         loader = loader.endpoint_url(endpoint);
@@ -105,7 +105,14 @@ pub async fn config(access: &Access) -> SdkConfig {
             external_id,
             session_name,
         } => {
+            // STS is called with timeouts as well: without them, a role on a half-open connection is never assumed.
+            let own = aws_config::defaults(BehaviorVersion::latest())
+                .region(region.clone())
+                .timeout_config(timeouts)
+                .load()
+                .await;
             let mut role = AssumeRoleProvider::builder(role_arn)
+                .configure(&own)
                 .region(region)
                 .session_name(session_name);
             if let Some(external_id) = external_id {

@@ -50,6 +50,27 @@ pub struct KinesisSource {
     /// Read by enhanced fan-out; else by polling.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fan_out: Option<FanOut>,
+    /// How fast a shard may be polled.
+    #[serde(default, skip_serializing_if = "PollingBudget::is_default")]
+    pub polling: PollingBudget,
+}
+
+/// How fast one shard may be polled: less than what Kinesis allows, where others poll it, too.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct PollingBudget {
+    /// GetRecords calls a second; `None`: as many as Kinesis allows.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub calls_per_second: Option<u32>,
+    /// Payload bytes a second; `None`: as many as Kinesis allows.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bytes_per_second: Option<u64>,
+}
+
+impl PollingBudget {
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 /// Whose consumer a pipe reads with.
@@ -183,6 +204,46 @@ pub struct Decoding {
     /// Records are taken as they are: aggregates are not split, and nothing is decompressed.
     #[serde(default, skip_serializing_if = "is_false")]
     pub keep_packed: bool,
+    /// Messages of aggregates whose hash key is outside the range of their shard.
+    #[serde(default, skip_serializing_if = "OutOfRangePolicy::is_default")]
+    pub on_out_of_range: OutOfRangePolicy,
+    /// What documents are wrapped in.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub envelope: Option<Envelope>,
+}
+
+/// What becomes of messages of aggregates whose hash key is outside the range of their shard.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OutOfRangePolicy {
+    /// They are taken as the others.
+    #[default]
+    Keep,
+    /// They are left out.
+    Drop,
+    /// They are refused.
+    Reject,
+}
+
+impl OutOfRangePolicy {
+    #[allow(clippy::trivially_copy_pass_by_ref, reason = "serde calls it so")]
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// What AWS services wrap documents in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Envelope {
+    /// A subscription of CloudWatch Logs: log events.
+    CloudwatchLogs,
+    /// An event of EventBridge: its detail.
+    Eventbridge,
+    /// A notification of SNS: its message.
+    Sns,
+    /// A change record of a DynamoDB table: its new image, or its keys.
+    DynamodbStream,
 }
 
 impl Decoding {

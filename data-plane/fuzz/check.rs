@@ -6,8 +6,11 @@
 use std::sync::{Arc, OnceLock};
 
 use millrace_common::clickhouse::DataType;
+use millrace_common::pipe::Envelope;
 use millrace_data_plane::batch::block::Block;
-use millrace_data_plane::decode::{Decoder, FieldSource, MappedColumn, Plan, RecordMeta, Rejection, RejectionKind};
+use millrace_data_plane::decode::{
+    Decoder, FieldSource, MappedColumn, Options, Plan, RecordMeta, Rejection, RejectionKind,
+};
 
 /// Between two records of an input.
 const SEPARATOR: u8 = 0x1e;
@@ -127,14 +130,50 @@ const TABLES: &[&[(&str, &str)]] = &[
     ],
 ];
 
+/// What records are wrapped in, and tables for what is inside. They come after [`TABLES`].
+const WRAPPED: &[(Envelope, &[(&str, &str)])] = &[
+    (
+        Envelope::CloudwatchLogs,
+        &[
+            ("a", "UInt8"),
+            ("message", "String"),
+            ("_envelope.id", "String"),
+            ("_envelope.logGroup", "LowCardinality(String)"),
+            ("_envelope.timestamp", "DateTime64(3)"),
+        ],
+    ),
+    (
+        Envelope::Eventbridge,
+        &[
+            ("a", "Array(Int32)"),
+            ("b", "JSON"),
+            ("_envelope.detail-type", "String"),
+        ],
+    ),
+    (Envelope::Sns, &[("a", "Nullable(String)"), ("message", "String")]),
+    (
+        Envelope::DynamodbStream,
+        &[
+            ("id", "UInt64"),
+            ("d", "Decimal(76, 20)"),
+            ("m", "Map(String, String)"),
+            ("l", "Array(String)"),
+            ("j", "JSON"),
+            ("_envelope", "JSON"),
+        ],
+    ),
+];
+
 /// Panics if one of the decoder's promises is broken by this input.
 pub(crate) fn check(data: &[u8]) {
     let Some((table, records)) = data.split_first() else {
         return;
     };
-    let plan = &plans()[usize::from(*table) % TABLES.len()];
+    let number = usize::from(*table) % (TABLES.len() + WRAPPED.len());
+    let plan = &plans()[number];
     let records: Vec<&[u8]> = records.split(|byte| *byte == SEPARATOR).take(MAX_RECORDS).collect();
     let mut bench = Bench::new(plan);
+    bench.is_wrapped = number >= TABLES.len();
     // Twice, so that each record is read by a decoder that predicts its keys, too.
     for record in records.iter().chain(&records) {
         bench.decode(record);
@@ -147,6 +186,8 @@ struct Bench<'a> {
     decoder: Decoder,
     block: Block,
     accepted: Vec<&'a [u8]>,
+    /// What is in the records is no row by itself.
+    is_wrapped: bool,
 }
 
 impl<'a> Bench<'a> {
@@ -156,6 +197,7 @@ impl<'a> Bench<'a> {
             decoder: Decoder::new(plan.clone()),
             block: Block::new(plan),
             accepted: Vec::new(),
+            is_wrapped: false,
         }
     }
 
@@ -176,7 +218,9 @@ impl<'a> Bench<'a> {
         let mut fresh = Block::new(self.plan);
         let again = decode(&mut Decoder::new(self.plan.clone()), record, &mut fresh);
         assert_eq!(refused, again, "the verdict depends on the records before");
-        grammar(record, &refused);
+        if !self.is_wrapped {
+            grammar(record, &refused);
+        }
     }
 
     /// A block is a function of the records that are its rows.
@@ -319,6 +363,7 @@ const META: RecordMeta<'static> = RecordMeta {
     shard_id: "shardId-000000000000",
     sequence_number: b"49590338271490256608559692538361571095921575989136588898",
     sub_sequence_number: 0,
+    hash_keys: None,
 };
 
 fn native(block: &Block) -> Vec<u8> {
@@ -329,11 +374,15 @@ fn native(block: &Block) -> Vec<u8> {
 
 fn plans() -> &'static [Arc<Plan>] {
     static PLANS: OnceLock<Vec<Arc<Plan>>> = OnceLock::new();
-    PLANS.get_or_init(|| TABLES.iter().map(|table| Arc::new(plan(table))).collect())
+    PLANS.get_or_init(|| {
+        let plain = TABLES.iter().map(|table| plan(table, None));
+        let wrapped = WRAPPED.iter().map(|(envelope, table)| plan(table, Some(*envelope)));
+        plain.chain(wrapped).map(Arc::new).collect()
+    })
 }
 
 #[allow(clippy::expect_used, reason = "the tables are constants")]
-fn plan(table: &[(&str, &str)]) -> Plan {
+fn plan(table: &[(&str, &str)], envelope: Option<Envelope>) -> Plan {
     let columns = table.iter().map(|(name, data_type)| MappedColumn {
         name: name.trim_end_matches('=').to_owned(),
         data_type: data_type.parse::<DataType>().expect("a type of the list"),
@@ -341,5 +390,9 @@ fn plan(table: &[(&str, &str)]) -> Plan {
         source: FieldSource::Key(name.trim_end_matches('=').to_owned()),
         required: false,
     });
-    Plan::compile(columns.collect()).expect("a table of the list")
+    let options = Options {
+        envelope,
+        ..Options::default()
+    };
+    Plan::compile_with(columns.collect(), &options).expect("a table of the list")
 }

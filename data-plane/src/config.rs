@@ -94,6 +94,7 @@ impl Config {
             release_patience: duration("release-patience-ms", self.release_patience_ms),
             limits: Limits {
                 bytes_per_second: Some(self.shard_bytes_per_second).filter(|bytes| *bytes > 0),
+                ..Limits::default()
             },
         };
         let drain_deadline = duration("drain-deadline-ms", self.drain_deadline_ms);

@@ -3,8 +3,8 @@
 //! ```text
 //!   mapping -- compile --> Plan (immutable, shared)
 //!                            |
-//!   record + RecordMeta --> unpack --> documents --> Block    one more row for each document
-//!                                                `--> Refused  and the block as it was
+//!   record + RecordMeta --> unpack --> envelope --> documents --> Block    one more row for each document
+//!                                                             `--> Refused  and the block as it was
 //! ```
 //!
 //! The record's bytes are read where they lie and are not changed. There is no tree and no token list of the record:
@@ -25,6 +25,7 @@ mod address;
 mod best_effort;
 mod cursor;
 mod documents;
+mod envelope;
 mod infer;
 mod json_text;
 pub(crate) mod keys;
@@ -47,8 +48,9 @@ pub use documents::Refused;
 pub use plan::{FieldSource, MappedColumn, Options, Plan, PlanError, UnknownVirtualColumn, VirtualColumn};
 pub use reject::{Rejection, RejectionKind};
 
-use crate::batch::block::Block;
+use crate::{batch::block::Block, source::HashKeyRange};
 use cursor::Cursor;
+use envelope::Opener;
 use keys::Pattern;
 use reject::Attempt;
 use unpack::Unpacker;
@@ -68,6 +70,8 @@ pub struct RecordMeta<'a> {
     pub sequence_number: &'a [u8],
     /// Place within its Kinesis record, from 0, of the record's first document.
     pub sub_sequence_number: u64,
+    /// Hash keys of the record's shard. Known of each record that is an aggregate.
+    pub hash_keys: Option<HashKeyRange>,
 }
 
 /// What a record held.
@@ -77,6 +81,8 @@ pub struct Decoded {
     pub documents: u64,
     /// Bytes of its messages after they were unpacked.
     pub bytes: usize,
+    /// Messages of an aggregate whose hash key is outside the range of the record's shard, whatever became of them.
+    pub out_of_range: u64,
 }
 
 /// Decodes records one after the other into blocks of one plan.
@@ -102,6 +108,7 @@ pub struct Decoder {
     /// The object of what no column is for.
     kept: Vec<u8>,
     unpacker: Unpacker,
+    opener: Opener,
 }
 
 /// What a key is for: numbers of the plan, or [`NONE`].
@@ -143,6 +150,7 @@ impl Decoder {
             name: Vec::new(),
             kept: Vec::new(),
             unpacker: Unpacker::default(),
+            opener: Opener::default(),
             plan,
         }
     }
@@ -158,13 +166,17 @@ impl Decoder {
         block: &mut Block,
         report: &mut dyn FnMut(Refused<'_>),
     ) -> Decoded {
-        if unpack::may_be_packed(record) && !self.plan.keep_packed {
+        if (unpack::may_be_packed(record) && !self.plan.keep_packed) || self.plan.envelope.is_some() {
             return self.packed(record, meta, block, report);
         }
         let bytes = record.len();
         if self.plan.parses_json() {
             let documents = self.documents(record, meta, block, report);
-            return Decoded { documents, bytes };
+            return Decoded {
+                documents,
+                bytes,
+                out_of_range: 0,
+            };
         }
         match self.append_about(record, meta.sub_sequence_number, meta, block) {
             Ok(()) => block.finish_row(),
@@ -178,7 +190,11 @@ impl Decoder {
                 });
             }
         }
-        Decoded { documents: 1, bytes }
+        Decoded {
+            documents: 1,
+            bytes,
+            out_of_range: 0,
+        }
     }
 
     /// The same for who takes a record whole or not at all: the first refusal, and then the block as it was.

@@ -14,5 +14,5 @@ mod page;
 
 pub use budget::{Budget, Permit};
 pub use error::{Error, Trouble};
-pub(crate) use page::RECORD_OVERHEAD;
-pub use page::{ChildShard, Page, Record, ShardEnd};
+pub(crate) use page::{AGGREGATE_MAGIC, RECORD_OVERHEAD};
+pub use page::{ChildShard, HashKeyRange, Page, Record, ShardEnd};

@@ -8,9 +8,9 @@ use millrace_integration_tests::{
     clickhouse::{ClickHouse, Request},
     cluster::{Cluster, Options, Table, pipe_spec},
     kinesis::{Emulator, Handle, Options as KinesisOptions, Put},
-    process::python,
+    process::{eventually, python},
 };
-use millrace_proto::api::v1::{self as api, UnknownFieldPolicy};
+use millrace_proto::api::v1::{self as api, OutOfRangePolicy, UnknownFieldPolicy};
 
 const LIMIT: Duration = Duration::from_secs(60);
 const STREAM: &str = "clicks";
@@ -213,6 +213,82 @@ async fn objects_are_flattened_and_strangers_refused() -> anyhow::Result<()> {
     bed.put(&[r#"{"id":4,"user":{"age":9,"id":5}}"#])?;
     let totals = bed.cluster.wait_for_records("flat", 4, LIMIT).await?;
     assert_eq!((totals.rows, totals.rejected_records), (3, 1));
+    Ok(())
+}
+
+/// An aggregate whose messages have these explicit hash keys, in base64.
+const HALVES: &str = r#"
+import base64
+from aws_kinesis_agg.aggregator import RecordAggregator
+
+aggregator = RecordAggregator()
+for n, hash_key in enumerate(["0", str(2**127 - 1), str(2**127), str(2**128 - 1)]):
+    aggregator.add_user_record(f"user-{n}", b'{"id":%d}' % n, hash_key)
+print(base64.b64encode(aggregator.clear_and_get().get_contents()[2]).decode())
+"#;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn messages_of_other_shards_are_kept_dropped_or_refused() -> anyhow::Result<()> {
+    let bed = Bed::start().await?;
+    let python = python().context("aws_kinesis_agg is installed by deploy/dev/tools.sh test")?;
+    let packed = tokio::process::Command::new(python)
+        .args(["-c", HALVES])
+        .output()
+        .await?;
+    ensure!(packed.status.success(), "{}", String::from_utf8_lossy(&packed.stderr));
+    let aggregate = base64_simd::STANDARD.decode_to_vec(packed.stdout.trim_ascii())?;
+    // The lower half of the hash keys is the first shard's.
+    bed.kinesis.create_stream("halves", 2)?;
+    let put = Put {
+        explicit_hash_key: Some(5),
+        ..Put::new("key", &aggregate)
+    };
+    bed.kinesis.put_records_direct("halves", [put])?;
+    let columns = [("id", "UInt64"), ("_key", "String")];
+    let mut shown = Vec::new();
+    for (id, policy) in [
+        ("kept", OutOfRangePolicy::Unspecified),
+        ("dropped", OutOfRangePolicy::Drop),
+        ("refused", OutOfRangePolicy::Reject),
+    ] {
+        let mut pipe = bed.pipe(id, &columns);
+        let source = pipe.source.as_mut().and_then(|source| source.kind.as_mut());
+        if let Some(api::source::Kind::Kinesis(kinesis)) = source {
+            kinesis.stream_name = "halves".to_owned();
+        }
+        pipe.decoding = Some(api::Decoding {
+            on_out_of_range: policy.into(),
+            ..Default::default()
+        });
+        let totals = bed.run(id, pipe, 1).await?;
+        let query = format!("SELECT groupArray(id) FROM (SELECT id FROM db.{id} ORDER BY id)");
+        shown.push((totals.rows, totals.rejected_records, bed.lines(&query).await?));
+        // What was found is shown beside the shard, whatever was done about it.
+        let found = eventually("the count to be shown", LIMIT, || async {
+            let shards = bed.cluster.pipe(id).await.ok().and_then(|pipe| pipe.status);
+            shards.is_some_and(|status| {
+                let counts = status.shards.iter().map(|shard| shard.out_of_range_messages);
+                counts.collect::<Vec<_>>() == [2, 0]
+            })
+        });
+        found.await.with_context(|| bed.cluster.logs())?;
+    }
+    let expected = [(4, 0, "[0,1,2,3]"), (2, 0, "[0,1]"), (2, 2, "[0,1]")];
+    assert_eq!(
+        shown,
+        expected.map(|(rows, rejected, ids)| (rows, rejected, vec![ids.to_owned()]))
+    );
+    assert_eq!(
+        bed.lines(
+            "SELECT error_type, record_key, record_value FROM db.refused_millrace_error ORDER BY record_key \
+             FORMAT JSONCompactEachRow"
+        )
+        .await?,
+        [
+            r#"["out_of_hash_range","user-2","{\"id\":2}"]"#,
+            r#"["out_of_hash_range","user-3","{\"id\":3}"]"#,
+        ]
+    );
     Ok(())
 }
 

@@ -25,6 +25,7 @@ const META: RecordMeta<'static> = RecordMeta {
     shard_id: "shardId-000000000000",
     sequence_number: SEQUENCE_NUMBER.as_bytes(),
     sub_sequence_number: 3,
+    hash_keys: None,
 };
 
 /// Two tables of one shape and a decoder for the second.

@@ -168,5 +168,7 @@ fn shard(stored: &StoredShard, runtime: Option<&ShardRuntime>) -> proto::ShardSt
         open_batches: stored.open_batches,
         parent_shard_ids: stored.parents.iter().map(ToString::to_string).collect(),
         complete_until_time: stored.complete_until.map(output::timestamp),
+        out_of_range_messages: held.and(runtime).map_or(0, |runtime| runtime.out_of_range),
+        reader_restarts: held.and(runtime).map_or(0, |runtime| runtime.restarts),
     }
 }

@@ -47,6 +47,15 @@ struct Shard {
     read: Option<SequenceNumber>,
     #[serde(default)]
     bytes_per_second: f64,
+    #[serde(default, skip_serializing_if = "is_zero")]
+    out_of_range: u64,
+    #[serde(default, skip_serializing_if = "is_zero")]
+    restarts: u64,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde calls it so")]
+fn is_zero(count: &u64) -> bool {
+    *count == 0
 }
 
 #[derive(Serialize, Deserialize)]
@@ -159,6 +168,8 @@ impl From<PipeRuntime> for Pipe {
             lag_millis: shard.lag.map(|lag| u64::try_from(lag.as_millis()).unwrap_or(u64::MAX)),
             read: shard.read,
             bytes_per_second: shard.bytes_per_second.round(),
+            out_of_range: shard.out_of_range,
+            restarts: shard.restarts,
         };
         Self {
             shards: runtime.shards.into_iter().map(|(id, it)| (id, shard(it))).collect(),
@@ -180,6 +191,8 @@ impl Pipe {
             lag: shard.lag_millis.filter(|_| is_led).map(Duration::from_millis),
             read: shard.read,
             bytes_per_second: if is_led { shard.bytes_per_second } else { 0.0 },
+            out_of_range: shard.out_of_range,
+            restarts: shard.restarts,
         };
         PipeRuntime {
             shards: self.shards.into_iter().map(|(id, it)| (id, shard(it))).collect(),
@@ -272,6 +285,8 @@ mod tests {
                     .unwrap(),
             ),
             bytes_per_second: 1_000.0,
+            out_of_range: 3,
+            restarts: 2,
         };
         let runtime = PipeRuntime {
             shards: [

@@ -34,6 +34,10 @@ pub struct ShardRuntime {
     pub read: Option<SequenceNumber>,
     /// Payload bytes per second read.
     pub bytes_per_second: f64,
+    /// Messages of aggregates whose hash key is outside the shard's range, since its worker has held it.
+    pub out_of_range: u64,
+    /// How often its reader was started anew because it made no progress, since its worker has held it.
+    pub restarts: u64,
 }
 
 /// A worker.
@@ -85,6 +89,8 @@ impl View {
                 lag: report.and_then(|report| report.lag),
                 read: report.and_then(|report| report.read.clone()),
                 bytes_per_second: report.map_or(0.0, |report| report.bytes_per_second),
+                out_of_range: report.map_or(0, |report| report.out_of_range),
+                restarts: report.map_or(0, |report| report.restarts),
             };
             (id.clone(), runtime)
         };

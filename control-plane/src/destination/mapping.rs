@@ -179,7 +179,9 @@ impl Problems {
 mod tests {
     use std::collections::BTreeMap;
 
-    use millrace_common::pipe::{Column, Destination, FieldMapping, KinesisSource, Settings, StartPosition, StreamRef};
+    use millrace_common::pipe::{
+        Column, Destination, FieldMapping, KinesisSource, PollingBudget, Settings, StartPosition, StreamRef,
+    };
 
     use super::*;
 
@@ -207,6 +209,7 @@ mod tests {
                 endpoint: None,
                 end: None,
                 fan_out: None,
+                polling: PollingBudget::default(),
             },
             destination: Destination {
                 endpoint: "http://127.0.0.1:8123".into(),

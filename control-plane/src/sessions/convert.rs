@@ -186,6 +186,8 @@ fn shard_report(message: v1::ShardReport, path: &str) -> Result<ShardReport, Api
             .collect::<Result<_, ApiError>>()?,
         bytes_per_second: rate,
         complete_until: time(message.complete_until, path, "complete_until")?,
+        out_of_range: message.out_of_range_messages,
+        restarts: message.reader_restarts,
         gap: message
             .gap
             .map(|gap| data_gap(gap, &format!("{path}.gap")))

@@ -9,11 +9,14 @@
 //! - Every byte of a record that is not white space or punctuation between documents is in a row or in a refused text.
 //! - However a record is made, the work is linear in its length, and so is what is refused; its rows are bounded, too.
 
+use millrace_common::pipe::Envelope;
+
 use super::{
     Decoded, Decoder, RecordMeta,
     cursor::Cursor,
+    envelope::Document,
     reject::{Attempt, Fail, Rejection, RejectionKind},
-    unpack::Message,
+    unpack::{How, Message},
 };
 use crate::batch::block::Block;
 
@@ -26,6 +29,11 @@ const MAX_ROW_BYTES: usize = 32 << 20;
 const MEASURE_AFTER_DOCUMENTS: u64 = 256;
 /// So many times the length of a record is read in vain before its rest is refused.
 const MAX_VAIN_READINGS: usize = 4;
+/// So many times the length of a message is written for the rows of the documents that it wraps, and [`LEAST_WRITTEN_BYTES`], before
+/// its rest is refused: what is around them is in each row. A log event with the longest names that there are needs 22.
+const MAX_WRITTEN: usize = 32;
+/// A small message is not worth counting.
+const LEAST_WRITTEN_BYTES: usize = 1 << 20;
 
 /// A part of a record that is no row.
 #[derive(Debug)]
@@ -55,6 +63,8 @@ struct Progress {
     vain: usize,
     /// Size of the block when it was first looked at.
     row_bytes: Option<usize>,
+    /// What is around the documents of a message was written too often.
+    wrote_too_much: bool,
     /// Inside an array of documents.
     in_array: bool,
     /// A document came, and no comma since.
@@ -168,7 +178,12 @@ impl Decoder {
         let mut unpacker = std::mem::take(&mut self.unpacker);
         let mut progress = Progress::at(meta.sub_sequence_number);
         let (mut bytes, mut passed_over) = (0, 0);
-        unpacker.each(whole, !self.plan.parses_json(), &mut |message, rejection| {
+        let how = How {
+            is_text: !self.plan.parses_json() && self.plan.envelope.is_none(),
+            hash_keys: meta.hash_keys,
+            on_out_of_range: self.plan.on_out_of_range,
+        };
+        let out_of_range = unpacker.each(whole, how, &mut |message, rejection| {
             if progress.is_exhausted {
                 passed_over += 1;
                 return;
@@ -202,6 +217,7 @@ impl Decoder {
         Decoded {
             documents: progress.number - meta.sub_sequence_number,
             bytes,
+            out_of_range,
         }
     }
 
@@ -214,6 +230,9 @@ impl Decoder {
         progress: &mut Progress,
         report: Report<'_>,
     ) {
+        if let Some(envelope) = self.plan.envelope {
+            return self.wrapped(envelope, message, meta, block, progress, report);
+        }
         if !self.plan.parses_json() {
             let appended = self.append_about(message, progress.number, meta, block);
             let verdict = match appended {
@@ -232,6 +251,63 @@ impl Decoder {
         } else {
             self.read_damaged(message, meta, block, progress, report);
         }
+    }
+
+    /// The documents that a message wraps.
+    fn wrapped(
+        &mut self,
+        envelope: Envelope,
+        message: &[u8],
+        meta: &RecordMeta<'_>,
+        block: &mut Block,
+        progress: &mut Progress,
+        report: Report<'_>,
+    ) {
+        if let Err(invalid) = simdutf8::compat::from_utf8(message) {
+            let at = invalid.valid_up_to();
+            let words = format!("the record is not UTF-8: invalid byte at {at} of {}", message.len());
+            let fail = Fail::other(RejectionKind::InvalidUtf8, at, words);
+            return progress.refuse(fail.into_rejection(message), message, report);
+        }
+        let mut opener = std::mem::take(&mut self.opener);
+        let (mut written, allowed) = (0, MAX_WRITTEN * message.len() + LEAST_WRITTEN_BYTES);
+        let opened = opener.open(envelope, message, self.plan.wants_about, &mut |document| {
+            if progress.is_exhausted {
+                progress.refuse_rest(document.rest, 0, report);
+                return false;
+            }
+            match self.append_unwrapped(&document, progress.number, meta, block) {
+                Ok(()) => progress.number += 1,
+                Err(fail) => {
+                    block.truncate(block.rows());
+                    progress.refuse(fail.into_rejection(document.row), document.text, report);
+                }
+            }
+            written += document.row.len();
+            progress.wrote_too_much = written > allowed;
+            progress.is_exhausted =
+                progress.wrote_too_much || progress.refused >= MAX_REFUSED || progress.has_become_too_much(block);
+            true
+        });
+        self.opener = opener;
+        if let Err(fail) = opened {
+            progress.refuse(fail.into_rejection(message), message, report);
+        }
+    }
+
+    fn append_unwrapped(
+        &mut self,
+        document: &Document<'_>,
+        number: u64,
+        meta: &RecordMeta<'_>,
+        block: &mut Block,
+    ) -> Attempt<()> {
+        if self.plan.parses_json() {
+            self.append_json(&mut Cursor::new(document.row), block)?;
+        }
+        self.append_about(document.raw, number, meta, block)?;
+        block.finish_row();
+        Ok(())
     }
 
     /// The same for a record that is not UTF-8: what is wrong in one line does not concern the others.
@@ -455,6 +531,8 @@ impl Progress {
         }
         let why = if self.refused >= MAX_REFUSED {
             format!("{MAX_REFUSED} documents of this record were refused before")
+        } else if self.wrote_too_much {
+            "what is around its documents was written too often".to_owned()
         } else if self.vain > MAX_VAIN_READINGS * text.len() {
             "what was refused before was read too often".to_owned()
         } else {

@@ -6,13 +6,14 @@ use std::str::FromStr;
 
 use millrace_common::clickhouse::DataType;
 use millrace_common::json_pointer::JsonPointer;
-use millrace_common::pipe::UnknownFieldPolicy;
+use millrace_common::pipe::{Envelope, OutOfRangePolicy, UnknownFieldPolicy};
 
 use crate::batch::block::zone::Zone;
 use crate::batch::block::{BlockColumn, BlockError};
 
 use super::{
     cursor::Cursor,
+    envelope,
     keys::{KeyTable, ShortKeys},
     value, virtual_columns,
 };
@@ -127,6 +128,10 @@ pub struct Options {
     pub flatten_separator: Option<String>,
     /// Take records as they are: neither split aggregates nor decompress.
     pub keep_packed: bool,
+    /// Messages of aggregates whose hash key is outside the range of their shard.
+    pub on_out_of_range: OutOfRangePolicy,
+    /// What documents are wrapped in.
+    pub envelope: Option<Envelope>,
 }
 
 impl Default for Options {
@@ -136,6 +141,8 @@ impl Default for Options {
             on_unknown_field: UnknownFieldPolicy::Ignore,
             flatten_separator: None,
             keep_packed: false,
+            on_out_of_range: OutOfRangePolicy::Keep,
+            envelope: None,
         }
     }
 }
@@ -222,6 +229,10 @@ pub struct Plan {
     pub(super) unmapped: Unmapped,
     pub(super) flat: Option<Flat>,
     pub(super) keep_packed: bool,
+    pub(super) on_out_of_range: OutOfRangePolicy,
+    pub(super) envelope: Option<Envelope>,
+    /// Some mapping leads to what is around a document in its envelope.
+    pub(super) wants_about: bool,
     /// By column: the name of its source, if it must have a value.
     pub(super) required: Vec<Option<Box<str>>>,
     pub(super) nested: Vec<NestedGroup>,
@@ -321,6 +332,9 @@ impl Plan {
             unmapped: Unmapped::Skip,
             flat: options.flatten_separator.as_ref().map(flat),
             keep_packed: options.keep_packed,
+            on_out_of_range: options.on_out_of_range,
+            envelope: options.envelope,
+            wants_about: false,
             required: Vec::with_capacity(columns.len()),
             nested: nested_groups(&columns),
         };
@@ -328,6 +342,8 @@ impl Plan {
             plan.add(column, &zone)?;
         }
         plan.short_keys = ShortKeys::of(&plan.keys);
+        plan.wants_about = plan.keys.find(envelope::ABOUT).is_some()
+            || plan.flat.as_ref().is_some_and(|flat| flat.leads_on(envelope::ABOUT));
         plan.unmapped = match options.on_unknown_field {
             UnknownFieldPolicy::Reject => Unmapped::Refuse,
             UnknownFieldPolicy::Ignore if plan.captures.is_empty() => Unmapped::Skip,

@@ -42,6 +42,10 @@ pub enum RejectionKind {
     DamagedCompression,
     /// The record decompresses to more bytes than one may.
     TooLarge,
+    /// The record is not in the envelope that the pipe unwraps.
+    NotInEnvelope,
+    /// A message of an aggregate belongs to another shard, and the pipe refuses such.
+    OutOfHashRange,
 }
 
 impl RejectionKind {
@@ -62,6 +66,8 @@ impl RejectionKind {
             RejectionKind::DamagedAggregate => "damaged_aggregate",
             RejectionKind::DamagedCompression => "damaged_compression",
             RejectionKind::TooLarge => "too_large",
+            RejectionKind::NotInEnvelope => "not_in_envelope",
+            RejectionKind::OutOfHashRange => "out_of_hash_range",
         }
     }
 }

@@ -5,6 +5,9 @@
 //!   record --(F3 89 9A C2, MD5)--> messages --(gzip, zlib, zstd, lz4, snappy)--> bytes
 //! ```
 //!
+//! A message of an aggregate may belong to another shard than the aggregate: its producer knew an old map of the shards. Such
+//! messages are counted, and kept, dropped or refused as the pipe says.
+//!
 //! Invariants:
 //! - An aggregate is looked at whole before its first message is given: a damaged one gives none.
 //! - What a message inflates to is bounded, whatever it says of itself.
@@ -12,7 +15,10 @@
 mod aggregate;
 mod inflate;
 
+use millrace_common::pipe::OutOfRangePolicy;
+
 use super::reject::{Rejection, RejectionKind};
+use crate::source::HashKeyRange;
 pub(super) use inflate::MAX_INFLATED_BYTES;
 
 /// Scratch memory that is kept for the next record.
@@ -21,7 +27,7 @@ const KEPT_BYTES: usize = 1 << 20;
 /// Undoes packing, one record after the other.
 #[derive(Debug, Default)]
 pub(super) struct Unpacker {
-    keys: Vec<aggregate::Field>,
+    keys: aggregate::Keys,
     inflated: Vec<u8>,
 }
 
@@ -34,6 +40,17 @@ pub(super) struct Message<'a> {
     pub(super) bytes: &'a [u8],
 }
 
+/// How a record is unpacked.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct How {
+    /// What is no JSON may well be meant, so what only looks like a weak magic is left alone.
+    pub(super) is_text: bool,
+    /// The hash keys of the record's shard.
+    pub(super) hash_keys: Option<HashKeyRange>,
+    /// What becomes of messages whose hash key is not among them.
+    pub(super) on_out_of_range: OutOfRangePolicy,
+}
+
 /// Whether the bytes may be packed. Costs a look at the first one.
 #[inline(always)]
 pub(super) fn may_be_packed(bytes: &[u8]) -> bool {
@@ -42,13 +59,15 @@ pub(super) fn may_be_packed(bytes: &[u8]) -> bool {
 
 impl Unpacker {
     /// Gives each message of a record, or what is wrong with it and its bytes as they are. A record that is not packed is given
-    /// as it is. `is_text`: what is no JSON may well be meant, so what only looks like a weak magic is left alone.
+    /// as it is. Returns how many messages belong to another shard.
     pub(super) fn each(
         &mut self,
         record: Message<'_>,
-        is_text: bool,
+        how: How,
         give: &mut dyn FnMut(Message<'_>, Option<Rejection>),
-    ) {
+    ) -> u64 {
+        let mut strangers = 0;
+        let is_text = how.is_text;
         match aggregate::open(record.bytes) {
             None => self.inflate(record, is_text, give),
             Some(body) => match aggregate::read(body, &mut self.keys) {
@@ -62,12 +81,25 @@ impl Unpacker {
                 }
                 Ok(_) => {
                     let keys = std::mem::take(&mut self.keys);
-                    aggregate::messages(body, &keys, |message| self.inflate(message, is_text, give));
+                    aggregate::messages(body, &keys, how.hash_keys, |message, stranger| {
+                        strangers += u64::from(stranger.is_some());
+                        match (stranger, how.on_out_of_range) {
+                            (Some(_), OutOfRangePolicy::Drop) => {}
+                            (Some(hash_key), OutOfRangePolicy::Reject) => {
+                                let message_text = format!(
+                                    "the message's hash key {hash_key} is outside the range of the shard that its aggregate is in"
+                                );
+                                give(message, Some(rejection(RejectionKind::OutOfHashRange, message_text)));
+                            }
+                            (Some(_), OutOfRangePolicy::Keep) | (None, _) => self.inflate(message, is_text, give),
+                        }
+                    });
                     self.keys = keys;
                 }
             },
         }
         self.inflated.shrink_to(KEPT_BYTES);
+        strangers
     }
 
     fn inflate(&mut self, message: Message<'_>, is_text: bool, give: &mut dyn FnMut(Message<'_>, Option<Rejection>)) {

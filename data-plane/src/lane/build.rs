@@ -27,7 +27,7 @@ use crate::{
         errors_table::{ErrorBlock, Rejected},
         native::{Frames, Method},
     },
-    source::{Budget, Permit, Record},
+    source::{Budget, HashKeyRange, Permit, Record},
 };
 
 /// How records become the bytes of a batch: decoding, the words and classes of rejections, the encoding of blocks, their order.
@@ -75,6 +75,8 @@ pub(super) struct Outcome {
     pub bench: Bench,
     /// Bytes that went into the encoded blocks.
     pub encoded_bytes: u64,
+    /// Messages of aggregates whose hash key is outside the range of their shard, by shard.
+    pub out_of_range: BTreeMap<ShardId, u64>,
 }
 
 /// A decoder and buffers, kept between batches of one plan.
@@ -88,6 +90,8 @@ pub(super) struct Bench {
     kept: Option<Permit>,
     /// Documents that are not rows, also those that are in the error table already.
     rejected: u64,
+    /// Messages of aggregates whose hash key is outside the range of their shard.
+    out_of_range: u64,
 }
 
 impl Bench {
@@ -99,6 +103,7 @@ impl Bench {
             errors: ErrorBlock::new(),
             kept: None,
             rejected: 0,
+            out_of_range: 0,
         }
     }
 
@@ -127,10 +132,17 @@ impl Bench {
         self.rows.clear();
         self.errors.clear();
         self.rejected = 0;
+        self.out_of_range = 0;
     }
 
     /// Moves a record into the blocks. Returns how many bytes were read: those that it was unpacked to.
-    fn take(&mut self, stream: &str, shard: &ShardId, record: &Record, terms: &Terms) -> usize {
+    fn take(
+        &mut self,
+        stream: &str,
+        (shard, hash_keys): (&ShardId, Option<HashKeyRange>),
+        record: &Record,
+        terms: &Terms,
+    ) -> usize {
         if let Some(words) = &terms.condemned {
             self.condemn(shard, record, words);
             return record.data().len();
@@ -142,6 +154,7 @@ impl Bench {
             shard_id: shard.as_str(),
             sequence_number: record.digits(),
             sub_sequence_number: WHOLE_RECORD,
+            hash_keys,
         };
         let Self {
             decoder,
@@ -166,6 +179,7 @@ impl Bench {
                 errors.push(&rejection(shard, record, part, (kind.as_str(), message, field_path)));
             }
         });
+        self.out_of_range += decoded.out_of_range;
         decoded.bytes
     }
 
@@ -238,12 +252,13 @@ impl Filling {
         let mut to = None;
         while let Some(page) = run.pages.front_mut().filter(|_| !self.is_full) {
             let mut taken = None;
+            let origin = (&run.shard, page.hash_keys);
             self.permits.push(Arc::clone(&page.permit));
             while !self.is_full
                 && let Some(record) = page.records.next()
             {
                 let stream = &self.recipe.spec.source.stream.name;
-                let read_bytes = self.bench.take(stream, &run.shard, &record, &self.terms);
+                let read_bytes = self.bench.take(stream, origin, &record, &self.terms);
                 self.count(record.data().len(), read_bytes);
                 taken = Some(record);
             }
@@ -314,10 +329,14 @@ pub(super) fn build(job: Job) -> Outcome {
     };
     let (mut slices, mut left) = (Vec::new(), Vec::new());
     let mut firsts = BTreeMap::new();
+    let mut out_of_range = BTreeMap::new();
     for mut run in runs {
         let first = first(&run);
+        let before = filling.bench.out_of_range;
         if let Some(to_inclusive) = filling.fill(&mut run) {
             firsts.extend(first.map(|number| (run.shard.clone(), number)));
+            let strangers = filling.bench.out_of_range - before;
+            out_of_range.extend((strangers > 0).then(|| (run.shard.clone(), strangers)));
             slices.push(Slice {
                 shard: run.shard.clone(),
                 from_exclusive: run.from.clone(),
@@ -345,6 +364,7 @@ pub(super) fn build(job: Job) -> Outcome {
             left,
             bench,
             encoded_bytes: 0,
+            out_of_range,
         };
     }
     let mut encoder = Encoder::new(recipe.spec.compression);
@@ -389,6 +409,7 @@ pub(super) fn build(job: Job) -> Outcome {
         left,
         bench,
         encoded_bytes: rows_bytes + errors_bytes,
+        out_of_range,
     }
 }
 

@@ -14,7 +14,7 @@ use tokio::time::Instant;
 
 use crate::{
     batch::cut::Queued,
-    source::{Page, Permit, Record},
+    source::{HashKeyRange, Page, Permit, Record},
 };
 
 /// What is left of a page.
@@ -26,6 +26,8 @@ pub(super) struct Pending {
     pub last: SequenceNumber,
     /// Memory of the page; a part of it may be in a batch already.
     pub permit: Arc<Permit>,
+    /// Hash keys of its shard. Set if any of the records is an aggregate.
+    pub hash_keys: Option<HashKeyRange>,
     /// When it came.
     pub came: Instant,
 }
@@ -93,6 +95,7 @@ impl Queue {
             records,
             last,
             permit: Arc::new(page.permit),
+            hash_keys: page.hash_keys,
             came,
         });
     }
@@ -197,6 +200,7 @@ mod tests {
             lag: None,
             end: None,
             complete_until: None,
+            hash_keys: None,
             permit,
         }
     }

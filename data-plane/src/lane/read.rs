@@ -37,6 +37,15 @@ pub(super) struct ReaderEnd {
     result: Result<Stop, source::Error>,
 }
 
+#[cfg(test)]
+impl ReaderEnd {
+    /// The end of a reader that its watchdog has given up.
+    pub(super) fn stuck(shard: ShardId, attempt: u64) -> Self {
+        let result = Ok(Stop::Stuck);
+        Self { shard, attempt, result }
+    }
+}
+
 impl Lane {
     pub(super) fn start_readers(&mut self, now: Instant) {
         if self.halted.is_some() {
@@ -68,7 +77,7 @@ impl Lane {
             let read = async move {
                 let shown = show_trouble(reader.trouble(), &faults, Part::Shard(id.clone()));
                 let result = tokio::select! {
-                    result = reader.run(out, budget, stop) => result,
+                    result = reader.run_watched(out, budget, stop) => result,
                     never = shown => match never {},
                 };
                 ReaderEnd {
@@ -129,6 +138,12 @@ impl Lane {
             return;
         }
         match result {
+            Ok(Stop::Stuck) => {
+                shard.restarts += 1;
+                shard.reading = Reading::Not;
+                self.pages.remove(&id);
+                self.faults.clear(&Part::Shard(id));
+            }
             Ok(stop) => {
                 // Its last page may still be on the way.
                 tracing::debug!(shard = %id, ?stop, "reader ended");

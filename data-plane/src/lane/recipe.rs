@@ -46,6 +46,7 @@ impl Recipe {
             )
         })?;
         let client = Box::pin(Client::new(&spec.source.access)).await;
+        let limits = limits.within(spec.source.polling);
         let columns = plan.insert_columns().into();
         Ok(Self {
             spec,
@@ -108,6 +109,8 @@ fn plan(spec: &Spec) -> Result<Plan, Fault> {
         on_unknown_field: spec.decoding.on_unknown_field,
         flatten_separator: spec.decoding.flatten_separator.clone(),
         keep_packed: spec.decoding.keep_packed,
+        on_out_of_range: spec.decoding.on_out_of_range,
+        envelope: spec.decoding.envelope,
     };
     Plan::compile_with(columns, &options).map_err(|error| unfit(&error.to_string()))
 }

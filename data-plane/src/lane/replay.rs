@@ -257,6 +257,7 @@ async fn read(
                 records: page.records.into_iter(),
                 last,
                 permit: Arc::new(memory.empty()),
+                hash_keys: page.hash_keys,
                 came: Instant::now(),
             });
         }

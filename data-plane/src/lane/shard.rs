@@ -76,6 +76,10 @@ pub(super) struct Shard {
     pub reading: Reading,
     /// Kinesis has answered under this lease.
     pub heard: bool,
+    /// Messages of aggregates whose hash key is outside the shard's range.
+    pub out_of_range: u64,
+    /// How often its reader was started anew because it made no progress.
+    pub restarts: u64,
     meter: Meter,
 }
 
@@ -93,6 +97,8 @@ impl Shard {
             gap: None,
             reading: Reading::Not,
             heard: false,
+            out_of_range: 0,
+            restarts: 0,
             meter: Meter { rate: 0.0, at: now },
         }
     }
@@ -133,6 +139,8 @@ impl Shard {
             bytes_per_second: self.meter.read(now),
             complete_until: self.progress.complete_until(),
             gap: self.gap.clone(),
+            out_of_range: self.out_of_range,
+            restarts: self.restarts,
         }
     }
 }

@@ -7,7 +7,7 @@ use millrace_common::{
     aws,
     batch::OpenBatch,
     ids::{Epoch, PipeUid, Revision, ShardId},
-    pipe::{Compression, Decoding, Delivery, MappedColumn, StreamIdentity},
+    pipe::{Compression, Decoding, Delivery, MappedColumn, PollingBudget, StreamIdentity},
     position::Position,
 };
 use secrecy::SecretString;
@@ -94,6 +94,8 @@ pub struct Source {
     pub end: Option<Timestamp>,
     /// What to read with by enhanced fan-out; it is polled where there is none.
     pub consumer: Option<Consumer>,
+    /// How fast a shard may be polled.
+    pub polling: PollingBudget,
     /// Of all of this.
     pub fingerprint: Fingerprint,
 }

@@ -142,6 +142,7 @@ fn halve(runs: Vec<Run>, mut count: usize) -> (Vec<Run>, Vec<Run>) {
                 mut records,
                 last,
                 permit,
+                hash_keys,
                 came,
             } = page;
             let head: Vec<_> = records.by_ref().take(count).collect();
@@ -152,6 +153,7 @@ fn halve(runs: Vec<Run>, mut count: usize) -> (Vec<Run>, Vec<Run>) {
                     records: head.into_iter(),
                     last: cut,
                     permit: Arc::clone(&permit),
+                    hash_keys,
                     came,
                 });
             }
@@ -159,6 +161,7 @@ fn halve(runs: Vec<Run>, mut count: usize) -> (Vec<Run>, Vec<Run>) {
                 records,
                 last,
                 permit,
+                hash_keys,
                 came,
             });
             break;
@@ -198,6 +201,7 @@ mod tests {
                 records: numbers.map(record).collect::<Vec<_>>().into_iter(),
                 last: next.to_string().parse().expect("a number"),
                 permit: Arc::new(budget.acquire(1).now_or_never().expect("a large budget")),
+                hash_keys: None,
                 came: Instant::now(),
             }
         };

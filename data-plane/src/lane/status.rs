@@ -52,6 +52,10 @@ pub struct ShardStatus {
     pub complete_until: Option<Timestamp>,
     /// Why the shard stands still, if that is because records may be gone.
     pub gap: Option<DataGap>,
+    /// Messages of aggregates whose hash key is outside the shard's range, decoded under this lease.
+    pub out_of_range: u64,
+    /// How often its reader was started anew because it made no progress, under this lease.
+    pub restarts: u64,
 }
 
 #[derive(Debug, Default)]

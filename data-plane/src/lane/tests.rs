@@ -17,13 +17,14 @@ use millrace_common::{
     aws,
     batch::{Counts, Terms},
     ids::SequenceNumber,
-    pipe::{Compression, Decoding, Delivery, MappedColumn, StreamIdentity},
+    pipe::{Compression, Decoding, Delivery, MappedColumn, PollingBudget, StreamIdentity},
     position::{Position, Slice},
     reason,
 };
 use tokio::net::TcpListener;
 
 use super::{
+    shard::Reading,
     spec::{Destination, Fingerprint, Grant, Source, Spec},
     *,
 };
@@ -60,6 +61,7 @@ pub(super) fn spec(delivery: Delivery, clickhouse: &str, columns: Vec<MappedColu
             },
             end: None,
             consumer: None,
+            polling: PollingBudget::default(),
             fingerprint: Fingerprint(1),
         },
         destination: Destination {
@@ -359,6 +361,7 @@ impl World {
             lag: Some(Duration::ZERO),
             end: end.then(|| ShardEnd { children: vec![child] }),
             complete_until: None,
+            hash_keys: None,
             permit: self.budget.acquire(100).now_or_never().expect("memory"),
         }
     }
@@ -816,6 +819,39 @@ async fn a_recorded_batch_holds_its_shards_back_until_it_is_replayed() {
     world.feed(1, 1..=3);
     world
         .until("rows flow", |world| !world.clickhouse.seen.lock().is_empty())
+        .await;
+}
+
+#[tokio::test]
+async fn a_reader_that_is_stuck_is_started_anew_and_counted() {
+    let mut world = World::new(Delivery::ExactlyOnce, &[(0, 1)]).await;
+    let attempt = |world: &World| match world.lane.shards.get(&shard(0))?.reading {
+        Reading::By { attempt, .. } => Some(attempt),
+        _ => None,
+    };
+    world.until("the shard is read", |world| attempt(world).is_some()).await;
+    world.feed(0, 1..=2);
+    let before = attempt(&world).expect("it is read");
+    world.lane.on_reader_end(Some(ReaderEnd::stuck(shard(0), before)));
+    world
+        .until("another reader", |world| {
+            attempt(world).is_some_and(|attempt| attempt > before)
+        })
+        .await;
+    let restarts = |world: &World| {
+        let (_, lanes) = world.board.snapshot();
+        let shards = lanes.into_values().flat_map(|lane| lane.shards);
+        shards.map(|shard| shard.restarts).collect::<Vec<_>>()
+    };
+    world.until("the count is shown", |world| restarts(world) == [1]).await;
+    // It reads on where the lane stands, and the end of the one before says nothing of it.
+    let stands = world.lane.shards.get(&shard(0)).map(|shard| shard.read_to.clone());
+    assert_eq!(stands, Some(Position::After(number(2))));
+    let current = attempt(&world);
+    world.lane.on_reader_end(Some(ReaderEnd::stuck(shard(0), before)));
+    assert_eq!(attempt(&world), current);
+    world
+        .until("the rows are committed", |world| world.committed() == [slice(0, 0, 2)])
         .await;
 }
 

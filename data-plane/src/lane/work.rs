@@ -185,6 +185,7 @@ impl Lane {
             left,
             mut bench,
             encoded_bytes,
+            out_of_range,
         }) = outcome
         else {
             return;
@@ -216,6 +217,17 @@ impl Lane {
         for slice in &built.batch.slices {
             if let Some(shard) = self.shards.get_mut(&slice.shard) {
                 shard.next_from = slice.end();
+            }
+        }
+        for (id, count) in out_of_range {
+            if let Some(shard) = self.shards.get_mut(&id) {
+                if shard.out_of_range == 0 {
+                    tracing::warn!(
+                        shard = %id, messages = count, policy = ?recipe.spec.decoding.on_out_of_range,
+                        "aggregates hold messages of other shards"
+                    );
+                }
+                shard.out_of_range += count;
             }
         }
         let shards: BTreeSet<_> = built.batch.slices.iter().map(|slice| slice.shard.clone()).collect();

@@ -11,7 +11,10 @@ use millrace_common::{
     batch::{Counts, OpenBatch, Terms},
     gap::DataGap,
     ids::{BatchId, Epoch, Generation, PipeUid, Revision, SequenceNumber, ShardId, WorkerInstance},
-    pipe::{Compression, Decoding, Delivery, MappedColumn, StreamIdentity, UnknownFieldPolicy},
+    pipe::{
+        Compression, Decoding, Delivery, Envelope, MappedColumn, OutOfRangePolicy, PollingBudget, StreamIdentity,
+        UnknownFieldPolicy,
+    },
     position::{Position, Slice},
 };
 use millrace_proto::worker::v1 as wire;
@@ -151,7 +154,7 @@ fn spec(spec: wire::PipeSpec) -> Result<Spec, Error> {
         source: source(set("spec.kinesis", spec.kinesis)?)?,
         destination: destination(set("spec.clickhouse", spec.clickhouse)?),
         columns: spec.columns.into_iter().map(column).collect(),
-        decoding: decoding(spec.decoding.unwrap_or_default()),
+        decoding: decoding(spec.decoding.unwrap_or_default())?,
         // A control plane that does not know of zones had all of its specifications made with this one.
         time_zone: optional(spec.time_zone).unwrap_or_else(|| DEFAULT_TIME_ZONE.to_owned()),
         limits: Limits {
@@ -177,8 +180,10 @@ fn compression(given: i32) -> Result<Compression, Error> {
     }
 }
 
-fn decoding(decoding: wire::Decoding) -> Decoding {
-    Decoding {
+fn decoding(decoding: wire::Decoding) -> Result<Decoding, Error> {
+    let on_out_of_range = wire::OutOfRangePolicy::try_from(decoding.on_out_of_range);
+    let envelope = wire::Envelope::try_from(decoding.envelope);
+    Ok(Decoding {
         on_unknown_field: if decoding.refuse_unknown_fields {
             UnknownFieldPolicy::Reject
         } else {
@@ -186,7 +191,19 @@ fn decoding(decoding: wire::Decoding) -> Decoding {
         },
         flatten_separator: optional(decoding.flatten_separator),
         keep_packed: decoding.keep_packed,
-    }
+        on_out_of_range: match on_out_of_range.map_err(|error| invalid("spec.decoding.on_out_of_range", &error))? {
+            wire::OutOfRangePolicy::Unspecified => OutOfRangePolicy::Keep,
+            wire::OutOfRangePolicy::Drop => OutOfRangePolicy::Drop,
+            wire::OutOfRangePolicy::Reject => OutOfRangePolicy::Reject,
+        },
+        envelope: match envelope.map_err(|error| invalid("spec.decoding.envelope", &error))? {
+            wire::Envelope::Unspecified => None,
+            wire::Envelope::CloudwatchLogs => Some(Envelope::CloudwatchLogs),
+            wire::Envelope::Eventbridge => Some(Envelope::Eventbridge),
+            wire::Envelope::Sns => Some(Envelope::Sns),
+            wire::Envelope::DynamodbStream => Some(Envelope::DynamodbStream),
+        },
+    })
 }
 
 fn column(column: wire::MappedColumn) -> MappedColumn {
@@ -227,6 +244,10 @@ fn source(source: wire::KinesisSource) -> Result<Source, Error> {
             (Some(arn), _) => Some(Consumer::Arn(arn)),
             (None, Some(name)) => Some(Consumer::Name(name)),
             (None, None) => None,
+        },
+        polling: PollingBudget {
+            calls_per_second: Some(source.max_get_records_per_second).filter(|calls| *calls != 0),
+            bytes_per_second: Some(source.max_read_bytes_per_second).filter(|bytes| *bytes != 0),
         },
         fingerprint,
     })
@@ -408,6 +429,8 @@ fn to_lane_report(pipe: PipeUid, status: LaneStatus) -> wire::LaneReport {
         bytes_per_second: shard.bytes_per_second,
         complete_until: shard.complete_until.map(to_timestamp),
         gap: shard.gap.map(to_gap),
+        out_of_range_messages: shard.out_of_range,
+        reader_restarts: shard.restarts,
     };
     wire::LaneReport {
         pipe_uid: pipe.to_string(),

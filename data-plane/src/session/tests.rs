@@ -208,6 +208,8 @@ fn status(shard: &str) -> LaneStatus {
         bytes_per_second: 7.0,
         complete_until: None,
         gap: None,
+        out_of_range: 3,
+        restarts: 1,
     };
     LaneStatus {
         shards: vec![shard],

@@ -59,6 +59,8 @@ struct Shared {
 struct State {
     /// Bytes that are held; more than there are while there is a debt.
     held: usize,
+    /// The most that were ever held.
+    most: usize,
     /// Those of each part.
     parts: BTreeMap<u64, usize>,
     /// In the order in which they came.
@@ -91,6 +93,7 @@ impl State {
 
     fn take(&mut self, part: u64, bytes: usize) {
         self.held += bytes;
+        self.most = self.most.max(self.held);
         if let Some(own) = self.parts.get_mut(&part) {
             *own += bytes;
         }
@@ -160,6 +163,11 @@ impl Budget {
     pub fn held(&self) -> usize {
         let state = self.shared.state.lock();
         state.parts.get(&self.part).copied().unwrap_or(state.held)
+    }
+
+    /// The most bytes that were ever held, by all parts together.
+    pub fn most_held(&self) -> usize {
+        self.shared.state.lock().most
     }
 
     /// Whether somebody waits for bytes of this part.

@@ -21,10 +21,12 @@ mod client;
 mod failure;
 mod fanout;
 mod gap;
+mod listing;
 mod poll;
 mod scan;
 mod tap;
 mod throttle;
+mod vitals;
 
 use std::{
     sync::{
@@ -57,8 +59,9 @@ use self::{
     failure::{Failure, Kind},
     fanout::{FanOut, Outcome},
     poll::{Action, Machine},
+    vitals::Vitals,
 };
-use super::{Budget, Error, Page, Permit, ShardEnd, Trouble};
+use super::{Budget, Error, HashKeyRange, Page, Permit, Record, ShardEnd, Trouble};
 
 /// The most that one GetRecords call may take, beyond the SDK's own timeouts: a call that none of them ends must not
 /// stop a shard for ever.
@@ -157,6 +160,8 @@ pub enum Stop {
     Time,
     /// It was cancelled, or nobody takes its pages any more.
     Cancelled,
+    /// It did nothing for a while, although there was something to read: another is to be started where its pages end.
+    Stuck,
 }
 
 /// What a reader has counted so far.
@@ -218,6 +223,9 @@ pub struct Reader {
     /// When it began to poll because fan-out could not be used.
     polling_since: Option<Instant>,
     counters: Arc<Counters>,
+    /// Hash keys of the shard, once they were needed.
+    hash_keys: Option<HashKeyRange>,
+    vitals: Vitals,
 }
 
 impl Reader {
@@ -234,6 +242,8 @@ impl Reader {
             unavailable: None,
             polling_since: None,
             counters: Arc::default(),
+            hash_keys: None,
+            vitals: Vitals::new(Instant::now()),
         }
     }
 
@@ -274,6 +284,27 @@ impl Reader {
         }
     }
 
+    /// The same with a watchdog: a reader that is stuck ends as [`Stop::Stuck`].
+    ///
+    /// # Errors
+    /// As [`Self::run`].
+    pub async fn run_watched(
+        self,
+        out: mpsc::Sender<Page>,
+        budget: Arc<Budget>,
+        cancel: CancellationToken,
+    ) -> Result<Stop, Error> {
+        let (shard, vitals) = (self.machine.shard().clone(), self.vitals.clone());
+        vitals.alive();
+        tokio::select! {
+            result = self.run(out, budget, cancel) => result,
+            () = vitals.watch() => {
+                tracing::warn!(%shard, "the reader is stuck: starting it anew");
+                Ok(Stop::Stuck)
+            }
+        }
+    }
+
     /// Does all that comes before the first call that brings records, and so before memory is needed.
     ///
     /// # Errors
@@ -286,7 +317,7 @@ impl Reader {
     async fn until_ready(&mut self) -> Result<Ready, Error> {
         loop {
             match self.machine.next(Instant::now()) {
-                Action::Wait(until) => tokio::time::sleep_until(until).await,
+                Action::Wait(until) => self.vitals.waiting(tokio::time::sleep_until(until)).await,
                 Action::VerifyStream => {
                     self.verify_stream().await?;
                 }
@@ -329,6 +360,7 @@ impl Reader {
             };
             permit.resize(accepted.cost);
             let stop = accepted.stop();
+            self.look_up_hash_keys(&accepted.records).await?;
             let page = Page {
                 shard: self.machine.shard().clone(),
                 records: accepted.records,
@@ -339,14 +371,38 @@ impl Reader {
                     _ => accepted.end,
                 },
                 complete_until: accepted.complete_until,
+                hash_keys: self.hash_keys,
                 permit,
             };
-            match self.patiently(out.reserve()).await {
+            let vitals = self.vitals.clone();
+            match vitals.waiting(self.patiently(out.reserve())).await {
                 Ok(slot) => slot.send(page),
                 Err(_) => return Ok(Stop::Cancelled),
             }
             if let Some(stop) = stop {
                 return Ok(stop);
+            }
+        }
+    }
+
+    /// Whether messages of an aggregate belong to the shard is decided by its hash keys, so no aggregate goes on without them:
+    /// what becomes of a record must not depend on when it is read.
+    async fn look_up_hash_keys(&mut self, records: &[Record]) -> Result<(), Error> {
+        if self.hash_keys.is_some() || !records.iter().any(Record::may_be_aggregate) {
+            return Ok(());
+        }
+        loop {
+            let call_at = self.machine.call_at();
+            self.vitals.waiting(tokio::time::sleep_until(call_at)).await;
+            let started = Instant::now();
+            match bounded(self.client.hash_keys(&self.stream_arn, self.machine.shard())).await {
+                Ok(Some(range)) => {
+                    self.hash_keys = Some(range);
+                    self.vitals.alive();
+                    return Ok(());
+                }
+                Ok(None) => return Err(self.machine.unlisted()),
+                Err(failure) => self.failed(started, &failure)?,
             }
         }
     }
@@ -377,16 +433,17 @@ impl Reader {
         budget: &Arc<Budget>,
     ) -> Result<Option<(poll::Accepted, Permit)>, Error> {
         if !self.machine.is_pushed() {
-            let permit = budget.acquire(reserve).await;
+            let permit = self.vitals.waiting(budget.acquire(reserve)).await;
             let accepted = self.get_records(iterator, limit).await?;
             self.perhaps_subscribe();
             return Ok(accepted.map(|accepted| (accepted, permit)));
         }
         if let Some(fan_out) = &self.fan_out {
-            fan_out.turn().await;
+            self.vitals.waiting(fan_out.turn()).await;
         }
         let was_live = self.is_live();
-        let permit = self.patiently(budget.acquire(reserve)).await;
+        let vitals = self.vitals.clone();
+        let permit = vitals.waiting(self.patiently(budget.acquire(reserve))).await;
         if was_live && !self.is_live() {
             // It was given up meanwhile. Whether its place is still good is asked before there is another one.
             return Ok(None);
@@ -520,6 +577,7 @@ impl Reader {
             Counters::add(&self.counters.renewed_iterators, 1);
             tracing::warn!(shard = %self.machine.shard(), "an iterator brought nothing for a minute: taking a new one");
         }
+        self.vitals.answered(accepted.lag);
         self.show_trouble();
         if !std::mem::replace(&mut self.answered, true) {
             self.trouble.send_modify(|_| {});
@@ -533,6 +591,7 @@ impl Reader {
             _ => &self.counters.failures,
         };
         Counters::add(counter, 1);
+        self.vitals.alive();
         tracing::debug!(
             shard = %self.machine.shard(), call = failure.call, kind = ?failure.kind, message = failure.message,
             "Kinesis call failed"

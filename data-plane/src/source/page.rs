@@ -11,6 +11,9 @@ use super::Permit;
 /// What a record costs in memory beside its payload and key: its number, its struct, and what is kept of it while it is decoded.
 pub(crate) const RECORD_OVERHEAD: usize = 256;
 
+/// What an aggregate of the Kinesis Producer Library begins with.
+pub(crate) const AGGREGATE_MAGIC: [u8; 4] = *b"\xF3\x89\x9A\xC2";
+
 /// One Kinesis record.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Record {
@@ -62,6 +65,11 @@ impl Record {
         &self.bytes[..self.payload]
     }
 
+    /// Whether it begins like an aggregate of the Kinesis Producer Library.
+    pub(super) fn may_be_aggregate(&self) -> bool {
+        self.data().starts_with(&AGGREGATE_MAGIC)
+    }
+
     /// Its partition key, which is UTF-8.
     pub fn partition_key(&self) -> &[u8] {
         &self.bytes[self.payload..self.key]
@@ -70,6 +78,22 @@ impl Record {
     /// What the record costs of a [`super::Budget`].
     pub fn cost(&self) -> usize {
         self.bytes.len() + RECORD_OVERHEAD
+    }
+}
+
+/// The hash keys that belong to a shard, both ends included. Fixed for the life of the shard.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HashKeyRange {
+    /// The first.
+    pub first: u128,
+    /// The last.
+    pub last: u128,
+}
+
+impl HashKeyRange {
+    /// Whether a hash key belongs to the shard.
+    pub fn contains(self, key: u128) -> bool {
+        (self.first..=self.last).contains(&key)
     }
 }
 
@@ -91,6 +115,8 @@ pub struct Page {
     pub end: Option<ShardEnd>,
     /// All records that arrived before this are in this page or before it; `None` if that is not known.
     pub complete_until: Option<Timestamp>,
+    /// The hash keys of the shard. Set if any of the records is an aggregate.
+    pub hash_keys: Option<HashKeyRange>,
     /// The right to hold these bytes.
     pub permit: Permit,
 }

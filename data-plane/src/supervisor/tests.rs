@@ -61,6 +61,8 @@ fn obedient(context: Context, mut orders: watch::Receiver<Order>, burned: Burned
                 bytes_per_second: 0.0,
                 complete_until: None,
                 gap: None,
+                out_of_range: 0,
+                restarts: 0,
             };
             let status = LaneStatus {
                 shards: held.map(status).collect(),

@@ -21,6 +21,7 @@ const META: RecordMeta<'static> = RecordMeta {
     shard_id: "shardId-000000000000",
     sequence_number: b"49590338271490256608559692538361571095921575989136588898",
     sub_sequence_number: 0,
+    hash_keys: None,
 };
 
 /// What became of one record.

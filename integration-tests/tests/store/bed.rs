@@ -8,8 +8,8 @@ use millrace_common::clock::Clock;
 use millrace_common::crypto::{KEY_LEN, Sealer};
 use millrace_common::ids::{BatchId, CredentialUid, Epoch, Incarnation, PipeUid, Revision, ShardId, WorkerInstance};
 use millrace_common::pipe::{
-    DesiredState, Destination, KinesisSource, MappedColumn, PipeSpec, ResolvedSpec, Settings, StartPosition,
-    StreamIdentity, StreamRef,
+    DesiredState, Destination, KinesisSource, MappedColumn, PipeSpec, PollingBudget, ResolvedSpec, Settings,
+    StartPosition, StreamIdentity, StreamRef,
 };
 use millrace_common::position::{Position, Slice};
 use millrace_control_plane::store::{CredentialSecret, NewCredential, NewPipe, NewShard, Options, Store, StoredPipe};
@@ -103,6 +103,7 @@ pub(crate) fn spec(table: &str) -> PipeSpec {
             endpoint: None,
             end: None,
             fan_out: None,
+            polling: PollingBudget::default(),
         },
         destination: Destination {
             endpoint: "http://127.0.0.1:8123".to_owned(),

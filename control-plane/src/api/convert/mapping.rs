@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use millrace_common::{
     json_pointer::JsonPointer,
-    pipe::{Decoding, Destination, FieldMapping, UnknownFieldPolicy},
+    pipe::{Decoding, Destination, Envelope, FieldMapping, OutOfRangePolicy, UnknownFieldPolicy},
 };
 use millrace_proto::api::v1 as proto;
 use serde::de::IgnoredAny;
@@ -129,7 +129,53 @@ pub(super) fn decoding(given: &proto::Decoding, has_mappings: bool, violations: 
         on_unknown_field: on_unknown_field(given.on_unknown_field, violations),
         flatten_separator: Some(separator.to_owned()).filter(|separator| !separator.is_empty()),
         keep_packed: given.keep_packed,
+        on_out_of_range: on_out_of_range(given, violations),
+        envelope: envelope(given, violations),
     }
+}
+
+fn on_out_of_range(given: &proto::Decoding, violations: &mut Violations) -> OutOfRangePolicy {
+    let field = "pipe.decoding.on_out_of_range";
+    let policy = match proto::OutOfRangePolicy::try_from(given.on_out_of_range) {
+        Ok(proto::OutOfRangePolicy::Unspecified | proto::OutOfRangePolicy::Keep) => OutOfRangePolicy::Keep,
+        Ok(proto::OutOfRangePolicy::Drop) => OutOfRangePolicy::Drop,
+        Ok(proto::OutOfRangePolicy::Reject) => OutOfRangePolicy::Reject,
+        Err(_) => {
+            let known = "OUT_OF_RANGE_POLICY_KEEP, OUT_OF_RANGE_POLICY_DROP or OUT_OF_RANGE_POLICY_REJECT";
+            unknown_enum(field, given.on_out_of_range, known, violations);
+            OutOfRangePolicy::Keep
+        }
+    };
+    if given.keep_packed && policy != OutOfRangePolicy::Keep {
+        violations.add(
+            field,
+            "does not go together with pipe.decoding.keep_packed, with which aggregates are not split",
+        );
+    }
+    policy
+}
+
+fn envelope(given: &proto::Decoding, violations: &mut Violations) -> Option<Envelope> {
+    let field = "pipe.decoding.envelope";
+    let envelope = match proto::Envelope::try_from(given.envelope) {
+        Ok(proto::Envelope::Unspecified) => None,
+        Ok(proto::Envelope::CloudwatchLogs) => Some(Envelope::CloudwatchLogs),
+        Ok(proto::Envelope::Eventbridge) => Some(Envelope::Eventbridge),
+        Ok(proto::Envelope::Sns) => Some(Envelope::Sns),
+        Ok(proto::Envelope::DynamodbStream) => Some(Envelope::DynamodbStream),
+        Err(_) => {
+            let known = "ENVELOPE_CLOUDWATCH_LOGS, ENVELOPE_EVENTBRIDGE, ENVELOPE_SNS or ENVELOPE_DYNAMODB_STREAM";
+            unknown_enum(field, given.envelope, known, violations);
+            None
+        }
+    };
+    if given.keep_packed && envelope.is_some() {
+        violations.add(
+            field,
+            "does not go together with pipe.decoding.keep_packed, with which records are taken as they are",
+        );
+    }
+    envelope
 }
 
 fn on_unknown_field(given: i32, violations: &mut Violations) -> UnknownFieldPolicy {

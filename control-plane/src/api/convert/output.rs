@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use millrace_common::pipe::{
-    Column, Compression, DataGapPolicy, Decoding, Delivery, DesiredState, FanOut, FieldMapping, PipeSpec,
-    StartPosition, StreamRef, TableEngine, UnknownFieldPolicy,
+    Column, Compression, DataGapPolicy, Decoding, Delivery, DesiredState, Envelope, FanOut, FieldMapping,
+    OutOfRangePolicy, PipeSpec, StartPosition, StreamRef, TableEngine, UnknownFieldPolicy,
 };
 use millrace_proto::api::v1 as proto;
 
@@ -75,6 +75,8 @@ fn source(spec: &PipeSpec) -> proto::Source {
         endpoint: source.endpoint.clone().unwrap_or_default(),
         end_timestamp: source.end.map(timestamp),
         use_enhanced_fan_out: source.fan_out.is_some(),
+        max_get_records_per_second: source.polling.calls_per_second.unwrap_or_default(),
+        max_read_bytes_per_second: source.polling.bytes_per_second.unwrap_or_default(),
         consumer_arn: match &source.fan_out {
             Some(FanOut::Consumer(arn)) => arn.clone(),
             Some(FanOut::Managed) | None => String::new(),
@@ -136,6 +138,18 @@ fn decoding(decoding: &Decoding) -> proto::Decoding {
         },
         flatten_separator: decoding.flatten_separator.clone().unwrap_or_default(),
         keep_packed: decoding.keep_packed,
+        on_out_of_range: match decoding.on_out_of_range {
+            OutOfRangePolicy::Keep => proto::OutOfRangePolicy::Keep.into(),
+            OutOfRangePolicy::Drop => proto::OutOfRangePolicy::Drop.into(),
+            OutOfRangePolicy::Reject => proto::OutOfRangePolicy::Reject.into(),
+        },
+        envelope: match decoding.envelope {
+            None => proto::Envelope::Unspecified.into(),
+            Some(Envelope::CloudwatchLogs) => proto::Envelope::CloudwatchLogs.into(),
+            Some(Envelope::Eventbridge) => proto::Envelope::Eventbridge.into(),
+            Some(Envelope::Sns) => proto::Envelope::Sns.into(),
+            Some(Envelope::DynamodbStream) => proto::Envelope::DynamodbStream.into(),
+        },
     }
 }
 

@@ -1,12 +1,18 @@
 //! The source of a pipe.
 
+use std::ops::RangeInclusive;
+
 use jiff::Timestamp;
-use millrace_common::pipe::{FanOut, KinesisSource, StartPosition, StreamRef};
+use millrace_common::pipe::{FanOut, KinesisSource, PollingBudget, StartPosition, StreamRef};
 use millrace_proto::api::v1::{self as proto, source::Kind};
 
 use super::{Context, Violations, credential_name, names, unknown_enum};
 
 const KINESIS: &str = "pipe.source.kinesis";
+/// Most GetRecords calls a second that Kinesis allows of one shard.
+const MAX_CALLS_PER_SECOND: u32 = 5;
+/// Payload bytes a second of one shard: Kinesis allows no more, and with less a record of 10 MiB would take minutes.
+const READ_BYTES_PER_SECOND: RangeInclusive<u64> = 65_536..=2_097_152;
 /// Most characters of a consumer's name.
 const CONSUMER_NAME_CHARS: usize = 128;
 const EXAMPLE_ENDPOINT: &str = "https://vpce-0a1b2c.kinesis.eu-central-1.vpce.amazonaws.com";
@@ -57,7 +63,33 @@ pub(super) fn source(
         endpoint,
         end,
         fan_out,
+        polling: polling(kinesis, violations),
     })
+}
+
+/// How fast a shard may be polled. What Kinesis allows at most is what nothing needs to be said for.
+fn polling(kinesis: &proto::KinesisSource, violations: &mut Violations) -> PollingBudget {
+    let (calls, bytes) = (kinesis.max_get_records_per_second, kinesis.max_read_bytes_per_second);
+    if calls > MAX_CALLS_PER_SECOND {
+        violations.add(
+            format!("{KINESIS}.max_get_records_per_second"),
+            format!("must be between 1 and {MAX_CALLS_PER_SECOND}, which is what Kinesis allows"),
+        );
+    }
+    if bytes != 0 && !READ_BYTES_PER_SECOND.contains(&bytes) {
+        violations.add(
+            format!("{KINESIS}.max_read_bytes_per_second"),
+            format!(
+                "must be between {} and {}, which is what Kinesis allows",
+                READ_BYTES_PER_SECOND.start(),
+                READ_BYTES_PER_SECOND.end()
+            ),
+        );
+    }
+    PollingBudget {
+        calls_per_second: Some(calls).filter(|calls| *calls != 0),
+        bytes_per_second: Some(bytes).filter(|bytes| *bytes != 0),
+    }
 }
 
 /// How to read, and with whose consumer. The consumer must be one of the pipe's stream.

@@ -397,7 +397,7 @@ fn bad_decoding_is_refused() {
             pipe.decoding = Some(proto::Decoding {
                 on_unknown_field,
                 flatten_separator: separator.into(),
-                keep_packed: false,
+                ..Default::default()
             });
             if mapped {
                 pipe.field_mappings = vec![proto::FieldMapping {
@@ -412,6 +412,42 @@ fn bad_decoding_is_refused() {
     assert_eq!(refuse(0, "\n", false), ["pipe.decoding.flatten_separator"]);
     assert_eq!(refuse(0, "123456789", false), ["pipe.decoding.flatten_separator"]);
     assert_eq!(refuse(0, "_", true), ["pipe.decoding.flatten_separator"]);
+    let refuse = |on_out_of_range: i32, envelope: i32, keep_packed: bool| {
+        refused(|pipe| {
+            pipe.decoding = Some(proto::Decoding {
+                on_out_of_range,
+                envelope,
+                keep_packed,
+                ..Default::default()
+            });
+        })
+    };
+    assert_eq!(refuse(9, 0, false), ["pipe.decoding.on_out_of_range"]);
+    assert_eq!(refuse(0, 9, false), ["pipe.decoding.envelope"]);
+    assert_eq!(
+        refuse(2, 1, true),
+        ["pipe.decoding.on_out_of_range", "pipe.decoding.envelope"]
+    );
+}
+
+#[test]
+fn a_shard_is_polled_no_faster_than_kinesis_allows() {
+    let refuse = |calls: u32, bytes: u64| {
+        refused(|pipe| {
+            let Some(proto::source::Kind::Kinesis(kinesis)) = &mut pipe.source.as_mut().unwrap().kind else {
+                unreachable!()
+            };
+            kinesis.max_get_records_per_second = calls;
+            kinesis.max_read_bytes_per_second = bytes;
+        })
+    };
+    let (calls, bytes) = (
+        "pipe.source.kinesis.max_get_records_per_second",
+        "pipe.source.kinesis.max_read_bytes_per_second",
+    );
+    assert_eq!(refuse(6, 0), [calls]);
+    assert_eq!(refuse(5, 65_535), [bytes]);
+    assert_eq!(refuse(u32::MAX, 2_097_153), [calls, bytes]);
 }
 
 #[test]
@@ -522,7 +558,7 @@ prop_compose! {
             definition.partition_by = if partition { partition_by::print(&partition_by) } else { String::new() };
         }
         pipe.field_mappings = vec![proto::FieldMapping { source_field: "a.b".into(), destination_field: column, required: none, ..Default::default() }];
-        pipe.decoding = Some(proto::Decoding { on_unknown_field: if none { 2 } else { 1 }, flatten_separator: String::new(), keep_packed: at_least_once });
+        pipe.decoding = Some(proto::Decoding { on_unknown_field: if none { 2 } else { 1 }, flatten_separator: String::new(), keep_packed: at_least_once, on_out_of_range: if at_least_once { 1 } else if none { 2 } else { 3 }, envelope: if at_least_once { 0 } else if none { 4 } else { 1 } });
         pipe.scaling = Some(proto::Scaling { replicas });
         pipe.settings = Some(proto::Settings {
             max_batch_rows: rows,
@@ -535,6 +571,8 @@ prop_compose! {
         let Some(proto::source::Kind::Kinesis(kinesis)) = &mut pipe.source.as_mut().unwrap().kind else {
             unreachable!()
         };
+        kinesis.max_get_records_per_second = replicas % 6;
+        kinesis.max_read_bytes_per_second = if none { 0 } else { 65_536 + rows };
         if by_arn {
             kinesis.stream_name.clear();
             kinesis.stream_arn = "arn:aws:kinesis:eu-central-1:000000000000:stream/events".into();
@@ -604,6 +642,7 @@ proptest! {
             iterator_type: number, timestamp: None, credential: text.clone(), endpoint: text.clone(),
             end_timestamp: Some(prost_types::Timestamp { seconds: size.cast_signed(), nanos: number }),
             use_enhanced_fan_out: size % 2 == 0, consumer_arn: text.clone(),
+            max_get_records_per_second: number.cast_unsigned(), max_read_bytes_per_second: size,
         }))});
         let destination = pipe.destination.as_mut().unwrap();
         destination.endpoint = text.clone();

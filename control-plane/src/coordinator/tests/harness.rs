@@ -15,8 +15,8 @@ use millrace_common::{
     grpc,
     ids::{CredentialUid, Incarnation, PipeUid, Revision, ShardId},
     pipe::{
-        DesiredState, Destination, KinesisSource, MappedColumn, PipeSpec, ResolvedSpec, Settings, StartPosition,
-        StreamIdentity, StreamRef,
+        DesiredState, Destination, KinesisSource, MappedColumn, PipeSpec, PollingBudget, ResolvedSpec, Settings,
+        StartPosition, StreamIdentity, StreamRef,
     },
     position::Position,
 };
@@ -207,6 +207,7 @@ pub(super) fn spec(replicas: u32) -> PipeSpec {
             endpoint: None,
             end: None,
             fan_out: None,
+            polling: PollingBudget::default(),
         },
         destination: Destination {
             endpoint: "http://127.0.0.1:8123".into(),

@@ -6,8 +6,8 @@ use millrace_common::{
     batch::OpenBatch,
     ids::{Epoch, PipeUid, ShardId},
     pipe::{
-        Compression, Delivery, FanOut, MappedColumn, PipeSpec, ResolvedSpec, Settings, UnknownFieldPolicy,
-        managed_consumer,
+        Compression, Delivery, Envelope, FanOut, MappedColumn, OutOfRangePolicy, PipeSpec, ResolvedSpec, Settings,
+        UnknownFieldPolicy, managed_consumer,
     },
     position::{Position, Slice},
 };
@@ -40,6 +40,8 @@ pub fn pipe_spec(
                 Some(FanOut::Managed) => managed_consumer(pipe),
                 Some(FanOut::Consumer(_)) | None => String::new(),
             },
+            max_get_records_per_second: spec.source.polling.calls_per_second.unwrap_or_default(),
+            max_read_bytes_per_second: spec.source.polling.bytes_per_second.unwrap_or_default(),
         }),
         clickhouse: Some(v1::ClickHouseDestination {
             endpoint: spec.destination.endpoint.clone(),
@@ -55,6 +57,20 @@ pub fn pipe_spec(
             refuse_unknown_fields: spec.decoding.on_unknown_field == UnknownFieldPolicy::Reject,
             flatten_separator: spec.decoding.flatten_separator.clone().unwrap_or_default(),
             keep_packed: spec.decoding.keep_packed,
+            on_out_of_range: match spec.decoding.on_out_of_range {
+                OutOfRangePolicy::Keep => v1::OutOfRangePolicy::Unspecified,
+                OutOfRangePolicy::Drop => v1::OutOfRangePolicy::Drop,
+                OutOfRangePolicy::Reject => v1::OutOfRangePolicy::Reject,
+            }
+            .into(),
+            envelope: match spec.decoding.envelope {
+                None => v1::Envelope::Unspecified,
+                Some(Envelope::CloudwatchLogs) => v1::Envelope::CloudwatchLogs,
+                Some(Envelope::Eventbridge) => v1::Envelope::Eventbridge,
+                Some(Envelope::Sns) => v1::Envelope::Sns,
+                Some(Envelope::DynamodbStream) => v1::Envelope::DynamodbStream,
+            }
+            .into(),
         }),
         batch: Some(settings(&spec.settings)),
     }

@@ -6,9 +6,9 @@ use std::{collections::BTreeMap, fmt::Debug, time::Duration};
 use millrace_common::{
     ids::Revision,
     pipe::{
-        Column, Compression, DataGapPolicy, Decoding, Delivery, Destination, FanOut, FieldMapping, KinesisSource,
-        MappedColumn, PartitionBy, PipeSpec, ResolvedSpec, Settings, StartPosition, StreamIdentity, StreamRef,
-        TableDefinition, TableEngine, UnknownFieldPolicy,
+        Column, Compression, DataGapPolicy, Decoding, Delivery, Destination, Envelope, FanOut, FieldMapping,
+        KinesisSource, MappedColumn, OutOfRangePolicy, PartitionBy, PipeSpec, PollingBudget, ResolvedSpec, Settings,
+        StartPosition, StreamIdentity, StreamRef, TableDefinition, TableEngine, UnknownFieldPolicy,
     },
     position::Position,
 };
@@ -36,6 +36,7 @@ pub(super) fn spec() -> PipeSpec {
             endpoint: Some("https://kinesis.example.com".to_owned()),
             end: None,
             fan_out: None,
+            polling: PollingBudget::default(),
         },
         destination: Destination {
             endpoint: "https://ch.example.com:8443".to_owned(),
@@ -128,8 +129,25 @@ fn mapped_pipe_spec() {
         on_unknown_field: UnknownFieldPolicy::Reject,
         flatten_separator: Some("_".to_owned()),
         keep_packed: true,
+        ..Decoding::default()
     };
     check(include_str!("../golden/pipe_spec_mapped.json"), &mapped);
+}
+
+#[test]
+fn wrapped_pipe_spec() {
+    let mut wrapped = spec();
+    wrapped.field_mappings.clear();
+    wrapped.decoding = Decoding {
+        on_out_of_range: OutOfRangePolicy::Drop,
+        envelope: Some(Envelope::CloudwatchLogs),
+        ..Decoding::default()
+    };
+    wrapped.source.polling = PollingBudget {
+        calls_per_second: Some(2),
+        bytes_per_second: Some(1_048_576),
+    };
+    check(include_str!("../golden/pipe_spec_wrapped.json"), &wrapped);
 }
 
 #[test]

@@ -142,7 +142,8 @@ fn the_raw_message_of_one_of_several_is_its_own() {
             .decode(record, &META, &mut bench.block, &mut |part| panic!("{part:?}")),
         Decoded {
             documents: 3,
-            bytes: record.len()
+            bytes: record.len(),
+            out_of_range: 0,
         }
     );
     let mut wanted = Block::new(&plan);

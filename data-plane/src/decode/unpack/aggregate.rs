@@ -8,8 +8,8 @@
 use md5::{Digest as _, Md5};
 
 use super::Message;
+use crate::source::{AGGREGATE_MAGIC, HashKeyRange};
 
-const MAGIC: &[u8; 4] = b"\xF3\x89\x9A\xC2";
 const MD5_BYTES: usize = 16;
 /// Wire types of protobuf.
 const VARINT: u64 = 0;
@@ -22,6 +22,13 @@ const FIXED32: u64 = 5;
 pub(super) struct Field {
     start: usize,
     end: usize,
+}
+
+/// Where an aggregate's keys are: partition keys, and explicit hash keys.
+#[derive(Debug, Default)]
+pub(super) struct Keys {
+    partition: Vec<Field>,
+    hash: Vec<Field>,
 }
 
 /// Why an aggregate cannot be read.
@@ -41,79 +48,118 @@ pub(super) enum Damage {
 
 /// What is between magic and checksum, if the record begins like an aggregate. The checksum is for [`read`].
 pub(super) fn open(record: &[u8]) -> Option<&[u8]> {
-    record.strip_prefix(MAGIC)
+    record.strip_prefix(&AGGREGATE_MAGIC)
 }
 
 /// Looks at the whole aggregate, notes its partition keys and counts its messages.
 ///
 /// # Errors
 /// If any part of it cannot be read.
-pub(super) fn read(body: &[u8], keys: &mut Vec<Field>) -> Result<usize, Damage> {
+pub(super) fn read(body: &[u8], keys: &mut Keys) -> Result<usize, Damage> {
     let message = content(body).ok_or(Damage::Truncated)?;
     if Md5::digest(message)[..] != body[message.len()..] {
         return Err(Damage::Checksum);
     }
-    keys.clear();
+    keys.partition.clear();
+    keys.hash.clear();
     let (mut count, mut fields) = (0, Fields::of(message));
     while let Some((number, field)) = fields.next()? {
         if let (1, Some(key)) = (number, field) {
             if simdutf8::basic::from_utf8(&message[key.start..key.end]).is_err() {
                 return Err(Damage::Key);
             }
-            keys.push(key);
+            keys.partition.push(key);
+        } else if let (2, Some(key)) = (number, field) {
+            keys.hash.push(key);
         }
     }
     let mut fields = Fields::of(message);
     while let Some((number, field)) = fields.next()? {
         if let (3, Some(record)) = (number, field) {
-            let (key, data) = parts(&message[record.start..record.end])?;
-            let key = key.ok_or(Damage::Incomplete)?;
-            if usize::try_from(key).map_or(true, |key| key >= keys.len()) {
+            let parts = parts(&message[record.start..record.end])?;
+            let key = parts.key.ok_or(Damage::Incomplete)?;
+            if usize::try_from(key).map_or(true, |key| key >= keys.partition.len()) {
                 return Err(Damage::NoSuchKey);
             }
-            data.ok_or(Damage::Incomplete)?;
+            parts.data.ok_or(Damage::Incomplete)?;
             count += 1;
         }
     }
     Ok(count)
 }
 
-/// Gives the messages of an aggregate that [`read`] has found whole.
-pub(super) fn messages<'a>(body: &'a [u8], keys: &[Field], mut give: impl FnMut(Message<'a>)) {
+/// Gives the messages of an aggregate that [`read`] has found whole, and the hash key of each that is not among those of the shard.
+pub(super) fn messages<'a>(
+    body: &'a [u8],
+    keys: &Keys,
+    shard: Option<HashKeyRange>,
+    mut give: impl FnMut(Message<'a>, Option<u128>),
+) {
     let Some(content) = content(body) else { return };
     let mut fields = Fields::of(content);
     while let Ok(Some((number, field))) = fields.next() {
         let (3, Some(record)) = (number, field) else { continue };
         let record = &content[record.start..record.end];
-        let Ok((Some(key), Some(data))) = parts(record) else {
+        let Ok(Parts {
+            key: Some(key),
+            hash_key,
+            data: Some(data),
+        }) = parts(record)
+        else {
             continue;
         };
-        let key = usize::try_from(key).ok().and_then(|key| keys.get(key));
+        let key = usize::try_from(key).ok().and_then(|key| keys.partition.get(key));
         if let Some(key) = key {
-            give(Message {
-                partition_key: &content[key.start..key.end],
-                bytes: &record[data.start..data.end],
+            let partition_key = &content[key.start..key.end];
+            let explicit = || {
+                let field = keys.hash.get(usize::try_from(hash_key?).ok()?)?;
+                decimal(&content[field.start..field.end])
+            };
+            let stranger = shard.and_then(|shard| {
+                let hash_key = explicit().unwrap_or_else(|| hash_of(partition_key));
+                (!shard.contains(hash_key)).then_some(hash_key)
             });
+            let bytes = &record[data.start..data.end];
+            give(Message { partition_key, bytes }, stranger);
         }
     }
+}
+
+/// The hash key that Kinesis makes of a partition key.
+pub(super) fn hash_of(partition_key: &[u8]) -> u128 {
+    u128::from_be_bytes(Md5::digest(partition_key).into())
+}
+
+/// An explicit hash key, in digits. One that is none is no reason to refuse the message: the partition key decides.
+fn decimal(digits: &[u8]) -> Option<u128> {
+    let digits = digits.first().filter(|first| first.is_ascii_digit()).map(|_| digits)?;
+    std::str::from_utf8(digits).ok()?.parse().ok()
 }
 
 fn content(body: &[u8]) -> Option<&[u8]> {
     body.get(..body.len().checked_sub(MD5_BYTES)?)
 }
 
-/// Index of the partition key, and the data, of a message. The last of several counts, as protobuf wants it.
-fn parts(record: &[u8]) -> Result<(Option<u64>, Option<Field>), Damage> {
-    let (mut key, mut data) = (None, None);
+/// What a message has: indexes of its partition key and its explicit hash key, and its data.
+struct Parts {
+    key: Option<u64>,
+    hash_key: Option<u64>,
+    data: Option<Field>,
+}
+
+/// The parts of a message. The last of several counts, as protobuf wants it.
+fn parts(record: &[u8]) -> Result<Parts, Damage> {
+    let (mut key, mut hash_key, mut data) = (None, None, None);
     let mut fields = Fields::of(record);
     while let Some((number, field)) = fields.next()? {
         match (number, field) {
             (1, None) => key = Some(fields.value),
+            (2, None) => hash_key = Some(fields.value),
             (3, Some(field)) => data = Some(field),
             _ => {}
         }
     }
-    Ok((key, data))
+    Ok(Parts { key, hash_key, data })
 }
 
 /// The fields of a protobuf message, one after the other.

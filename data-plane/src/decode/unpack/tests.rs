@@ -69,7 +69,7 @@ fn unpack(record: &[u8], is_text: bool) -> (Vec<(String, Vec<u8>)>, Vec<&'static
         partition_key: b"own",
         bytes: record,
     };
-    Unpacker::default().each(whole, is_text, &mut |message, rejection| match rejection {
+    Unpacker::default().each(whole, how(is_text), &mut |message, rejection| match rejection {
         Some(rejection) => {
             assert_eq!(
                 std::str::from_utf8(message.partition_key).ok().map(str::is_empty),
@@ -268,4 +268,71 @@ proptest! {
         unpack(&[magics[magic], &body].concat(), false);
         unpack(&signed(&body), true);
     }
+}
+
+fn how(is_text: bool) -> How {
+    How {
+        is_text,
+        hash_keys: None,
+        on_out_of_range: OutOfRangePolicy::Keep,
+    }
+}
+
+#[test]
+fn messages_of_other_shards_are_kept_dropped_or_refused_and_counted() {
+    let md5 = |key: &str| u128::from_be_bytes(Md5::digest(key).into());
+    let mut record = aggregate(&[("a", b"1"), ("b", b"2"), ("c", b"3"), ("d", b"4")]);
+    // An explicit key, one that is none, one that is not in the table, and none.
+    record.explicit_hash_key_table = vec!["7".to_owned(), "seven".to_owned()];
+    for (message, index) in record.records.iter_mut().zip([Some(0), Some(1), Some(9), None]) {
+        message.explicit_hash_key_index = index;
+    }
+    let record = signed(&record.encode_to_vec());
+    let unpack = |hash_keys: Option<HashKeyRange>, on_out_of_range| {
+        let (mut given, mut refused) = (Vec::new(), Vec::new());
+        let whole = Message {
+            partition_key: b"own",
+            bytes: &record,
+        };
+        let how = How {
+            is_text: false,
+            hash_keys,
+            on_out_of_range,
+        };
+        let strangers = Unpacker::default().each(whole, how, &mut |message, rejection| {
+            let key = String::from_utf8(message.partition_key.to_vec()).unwrap();
+            match rejection {
+                None => given.push(key),
+                Some(rejection) => refused.push((key, rejection.kind.as_str(), rejection.message)),
+            }
+        });
+        (strangers, given.concat(), refused)
+    };
+    let range = |first, last| Some(HashKeyRange { first, last });
+    use OutOfRangePolicy::{Drop, Keep, Reject};
+    for policy in [Keep, Drop, Reject] {
+        assert_eq!(unpack(None, policy).1, "abcd", "nothing is known of the shard");
+        assert_eq!(unpack(range(0, u128::MAX), policy).1, "abcd");
+        let own = range(7, 7);
+        let (strangers, given, refused) = unpack(own, policy);
+        assert_eq!(strangers, 3);
+        match policy {
+            Keep => assert_eq!((given.as_str(), refused.len()), ("abcd", 0)),
+            Drop => assert_eq!((given.as_str(), refused.len()), ("a", 0)),
+            Reject => {
+                assert_eq!((given.as_str(), refused.len()), ("a", 3));
+                assert_eq!((refused[0].0.as_str(), refused[0].1), ("b", "out_of_hash_range"));
+                assert!(refused[0].2.contains(&md5("b").to_string()), "{}", refused[0].2);
+            }
+        }
+        // Both ends belong to the shard.
+        let [low, high] = [md5("b").min(md5("c")), md5("b").max(md5("c"))];
+        let given = unpack(range(low, high), policy).1;
+        assert!(given.contains('b') && given.contains('c'));
+        assert!(
+            !unpack(range(low + 1, high), Drop).1.contains('b') || !unpack(range(low, high - 1), Drop).1.contains('b')
+        );
+    }
+    // One that is not split belongs to nobody else.
+    assert_eq!(aggregate::hash_of(b"a"), md5("a"));
 }

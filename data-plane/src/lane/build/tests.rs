@@ -97,6 +97,7 @@ fn run(of: u8, from: usize, to: usize, page_size: usize) -> Run {
         records: numbers.iter().map(|n| record(of, *n)).collect::<Vec<_>>().into_iter(),
         last: number(*numbers.last().expect("a chunk is not empty")),
         permit: Arc::new(budget.acquire(0).now_or_never().expect("nothing is asked for")),
+        hash_keys: None,
         came: Instant::now(),
     };
     let from = if from == 0 {

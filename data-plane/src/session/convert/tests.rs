@@ -23,6 +23,8 @@ fn wire_spec(revision: u64) -> wire::PipeSpec {
             }),
             end_timestamp: None,
             consumer_arn: String::new(),
+            max_get_records_per_second: 2,
+            max_read_bytes_per_second: 0,
             consumer_name: String::new(),
         }),
         clickhouse: Some(wire::ClickHouseDestination {
@@ -46,6 +48,8 @@ fn wire_spec(revision: u64) -> wire::PipeSpec {
             refuse_unknown_fields: true,
             flatten_separator: "_".into(),
             keep_packed: true,
+            on_out_of_range: wire::OutOfRangePolicy::Drop.into(),
+            envelope: wire::Envelope::Sns.into(),
         }),
         batch: Some(wire::BatchSettings {
             max_rows: 10,
@@ -123,11 +127,20 @@ fn a_lane_comes_through_whole() {
     let column = &spec.columns[0];
     assert_eq!((column.constant.as_deref(), column.required), (Some("7"), true));
     assert_eq!(
+        spec.source.polling,
+        PollingBudget {
+            calls_per_second: Some(2),
+            bytes_per_second: None,
+        }
+    );
+    assert_eq!(
         spec.decoding,
         Decoding {
             on_unknown_field: UnknownFieldPolicy::Reject,
             flatten_separator: Some("_".to_owned()),
             keep_packed: true,
+            on_out_of_range: OutOfRangePolicy::Drop,
+            envelope: Some(Envelope::Sns),
         }
     );
     let shard: ShardId = "shardId-0".parse().expect("a shard id");

@@ -20,10 +20,11 @@ use super::{
     failure::Failure,
     fanout::Channels,
     gap::SHORTEST_RETENTION,
+    listing::Listing,
     poll::CreatedStream,
     tap::{self, Tap, tapped},
 };
-use crate::source::Record;
+use crate::source::{HashKeyRange, Record};
 
 /// A connection to Kinesis with one identity; a cheap clone.
 #[derive(Debug, Clone)]
@@ -33,6 +34,7 @@ pub struct Client {
     described: Arc<Mutex<Option<Described>>>,
     /// The consumer that was looked up, by its name: its ARN, or nothing where it was not ready.
     consumer: Arc<Mutex<Option<LookedUp>>>,
+    listing: Arc<Mutex<Listing>>,
 }
 
 /// What was found under a consumer's name, and when that was asked.
@@ -107,6 +109,7 @@ impl Client {
             channels: Channels::new(config),
             described: Arc::default(),
             consumer: Arc::default(),
+            listing: Arc::default(),
         }
     }
 
@@ -183,6 +186,16 @@ impl Client {
             stream,
         });
         Ok(stream)
+    }
+
+    /// The hash keys of a shard; `None` if Kinesis lists no such shard. Readers of one lane share one call.
+    pub(super) async fn hash_keys(&self, stream_arn: &str, shard: &ShardId) -> Result<Option<HashKeyRange>, Failure> {
+        let asked = Instant::now();
+        let mut listing = self.listing.lock().await;
+        if listing.find(shard).is_none() && !listing.is_newer_than(asked) {
+            listing.refresh(&self.sdk, stream_arn).await?;
+        }
+        Ok(listing.find(shard))
     }
 
     /// The ARN of the consumer of this name; `None` if it cannot be read with yet. Readers of one lane share one call: there may

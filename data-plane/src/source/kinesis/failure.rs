@@ -63,8 +63,8 @@ impl Kind {
                 "the position is kept; check that the stream is the one that the pipe was made for"
             }
             Kind::Denied => {
-                "allow kinesis:GetShardIterator, kinesis:GetRecords and kinesis:DescribeStreamSummary on the stream, \
-                 and kms:Decrypt on its key"
+                "allow kinesis:GetShardIterator, kinesis:GetRecords, kinesis:ListShards and kinesis:DescribeStreamSummary on \
+                 the stream, and kms:Decrypt on its key"
             }
             Kind::Credential => "correct the credential; where a role is assumed, check its trust policy",
             Kind::Refused => "this is a defect of Millrace: please report it",

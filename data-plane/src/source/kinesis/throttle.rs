@@ -3,11 +3,13 @@
 
 use std::time::Duration;
 
+use millrace_common::pipe::PollingBudget;
 use tokio::time::Instant;
 
-/// Shortest time between two GetRecords calls: five calls a second, and a little, because the network may deliver two
-/// calls closer together than they were sent.
-const MIN_INTERVAL: Duration = Duration::from_millis(210);
+/// GetRecords calls that Kinesis takes of one shard in a second.
+const SHARD_CALLS_PER_SECOND: u32 = 5;
+/// What is added to the time between two calls, because the network may deliver two calls closer together than they were sent.
+const CALLS_APART: Duration = Duration::from_millis(10);
 /// Longest time between two calls of a shard that is idle.
 const MAX_IDLE: Duration = Duration::from_secs(1);
 /// Longest interval that throttling leads to.
@@ -51,6 +53,8 @@ impl Backoff {
 /// How fast a shard may be read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
+    /// GetRecords calls a second: Kinesis allows five.
+    pub calls_per_second: u32,
     /// Payload bytes a second; `None` for an endpoint that has no such limit.
     pub bytes_per_second: Option<u64>,
 }
@@ -59,8 +63,29 @@ impl Default for Limits {
     /// What Kinesis allows.
     fn default() -> Self {
         Self {
+            calls_per_second: SHARD_CALLS_PER_SECOND,
             bytes_per_second: Some(SHARD_BYTES_PER_SECOND),
         }
+    }
+}
+
+impl Limits {
+    /// These, and what a pipe may use of a shard that others poll, too.
+    #[must_use]
+    pub fn within(self, budget: PollingBudget) -> Self {
+        let bytes = [self.bytes_per_second, budget.bytes_per_second];
+        Self {
+            calls_per_second: self
+                .calls_per_second
+                .min(budget.calls_per_second.unwrap_or(self.calls_per_second))
+                .max(1),
+            bytes_per_second: bytes.into_iter().flatten().min(),
+        }
+    }
+
+    /// Shortest time between two GetRecords calls.
+    fn interval(self) -> Duration {
+        Duration::from_secs(1) / self.calls_per_second.clamp(1, SHARD_CALLS_PER_SECOND) + CALLS_APART
     }
 }
 
@@ -95,7 +120,7 @@ impl Pace {
     pub(super) fn new(limits: Limits, now: Instant) -> Self {
         Self {
             limits,
-            interval: MIN_INTERVAL,
+            interval: limits.interval(),
             idle: Duration::ZERO,
             records_at: now,
             call_at: now,
@@ -116,9 +141,9 @@ impl Pace {
     /// GetRecords answered with `bytes` of payload.
     pub(super) fn answered(&mut self, started: Instant, now: Instant, bytes: u64, idle: bool) {
         self.streak = None;
-        self.interval = self.interval.saturating_sub(RECOVERY_STEP).max(MIN_INTERVAL);
+        self.interval = self.interval.saturating_sub(RECOVERY_STEP).max(self.limits.interval());
         self.idle = if idle {
-            (self.idle.max(MIN_INTERVAL) * 2).min(MAX_IDLE)
+            (self.idle.max(self.limits.interval()) * 2).min(MAX_IDLE)
         } else {
             Duration::ZERO
         };
@@ -141,7 +166,7 @@ impl Pace {
         self.streak = Some((brake, count));
         let backoff = match brake {
             Brake::Throttled => {
-                self.interval = (self.interval * 2).min(MAX_INTERVAL);
+                self.interval = (self.interval * 2).min(MAX_INTERVAL.max(self.limits.interval()));
                 THROTTLED
             }
             Brake::Failed => FAILED,
@@ -162,6 +187,7 @@ mod tests {
     use super::*;
 
     const MIB: u64 = 1024 * 1024;
+    const MIN_INTERVAL: Duration = Duration::from_millis(210);
 
     fn ms(millis: u64) -> Duration {
         Duration::from_millis(millis)
@@ -203,9 +229,48 @@ mod tests {
         assert_eq!(pace.records_at() - start, ms(5_300));
         pace.answered(start, start + ms(300), MIB, false);
         assert_eq!(pace.records_at() - start, ms(500));
-        let mut pace = Pace::new(Limits { bytes_per_second: None }, start);
+        let unlimited = Limits {
+            bytes_per_second: None,
+            ..Limits::default()
+        };
+        let mut pace = Pace::new(unlimited, start);
         pace.answered(start, start + ms(300), 10 * MIB, false);
         assert_eq!(pace.records_at() - start, MIN_INTERVAL);
+    }
+
+    #[test]
+    fn a_pipe_may_use_less_than_kinesis_allows() {
+        let share = |calls_per_second, bytes_per_second| {
+            Limits::default().within(PollingBudget {
+                calls_per_second,
+                bytes_per_second,
+            })
+        };
+        assert_eq!(share(None, None), Limits::default());
+        assert_eq!(share(Some(9), Some(9 * MIB)), Limits::default(), "never more");
+        let half = share(Some(2), Some(MIB));
+        assert_eq!((half.calls_per_second, half.bytes_per_second), (2, Some(MIB)));
+        let start = Instant::now();
+        let (mut now, mut calls) = (start, 0);
+        let mut pace = Pace::new(half, start);
+        while now < start + Duration::from_secs(60) {
+            calls += 1;
+            pace.answered(now, now + ms(5), 300_000, false);
+            now = pace.records_at();
+        }
+        assert_eq!(calls, 118, "every 510 ms");
+        let (mut now, mut bytes) = (start, 0);
+        let mut pace = Pace::new(half, start);
+        while now < start + Duration::from_secs(60) {
+            bytes += 4 * MIB;
+            pace.answered(now, now + ms(5), 4 * MIB, false);
+            now = pace.records_at();
+        }
+        assert!(bytes <= 64 * MIB, "{bytes} bytes in a minute");
+        // Throttled, such a pipe is not faster than before.
+        let mut slow = Pace::new(share(Some(1), None), start);
+        slow.failed(start, start, Brake::Throttled, 0.0);
+        assert!(slow.interval >= ms(1_010), "{:?}", slow.interval);
     }
 
     #[test]

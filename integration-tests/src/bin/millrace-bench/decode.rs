@@ -37,6 +37,7 @@ pub(super) const META: RecordMeta<'static> = RecordMeta {
     shard_id: "shardId-000000000000",
     sequence_number: SEQUENCE_NUMBER.as_bytes(),
     sub_sequence_number: 0,
+    hash_keys: None,
 };
 
 /// Measures all shapes.

@@ -133,7 +133,10 @@ async fn by_reader(access: aws::Access) -> anyhow::Result<(Duration, u64)> {
         created: Timestamp::from_millisecond(summary.stream_creation_timestamp.to_millis()?)?,
     };
     let mut options = ReaderOptions::new(identity, SHARD.parse()?, Position::TrimHorizon);
-    options.limits = Limits { bytes_per_second: None };
+    options.limits = Limits {
+        bytes_per_second: None,
+        ..Limits::default()
+    };
     let (out, mut pages) = mpsc::channel(4);
     let cancel = CancellationToken::new();
     let reader = Reader::new(Client::new(&access).await, options);

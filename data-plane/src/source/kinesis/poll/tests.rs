@@ -379,7 +379,11 @@ fn a_call_asks_for_as_many_records_as_a_page_holds() {
 #[test]
 fn pages_suit_the_memory_and_the_pace() {
     const MIB: usize = 1 << 20;
-    let (paced, unpaced) = (Limits::default(), Limits { bytes_per_second: None });
+    let unpaced = Limits {
+        bytes_per_second: None,
+        ..Limits::default()
+    };
+    let paced = Limits::default();
     assert_eq!(page_bytes(256 * MIB, paced), 2 * MIB, "a second's worth");
     assert_eq!(
         [32, 64, 256, 4096].map(|memory| page_bytes(memory * MIB, unpaced) / MIB),
@@ -387,6 +391,7 @@ fn pages_suit_the_memory_and_the_pace() {
     );
     let slow = Limits {
         bytes_per_second: Some(1_000),
+        ..Limits::default()
     };
     assert_eq!(page_bytes(256 * MIB, slow), MIB);
 }
