@@ -281,6 +281,8 @@ fn grammar(record: &[u8], refused: &[(Rejection, Vec<u8>, u64)]) {
                 record.iter().filter(|byte| matches!(byte, b'[' | b'{')).count() > MAX_DEPTH,
                 "not deep: {rejection:?}"
             ),
+            // The rest was not read.
+            RejectionKind::TooManyDocuments => {}
             _ => continue,
         }
         is_json = false;

@@ -27,7 +27,7 @@ const MAX_REFUSED: usize = 1000;
 const MAX_ROW_BYTES: usize = 32 << 20;
 /// Documents between two looks at how many bytes they have become, which visit every column.
 const MEASURE_AFTER_DOCUMENTS: u64 = 256;
-/// So many times the length of a record is read in vain before its rest is refused.
+/// So many times the length of what came so far, all messages of an aggregate together, is read in vain before the rest is refused.
 const MAX_VAIN_READINGS: usize = 4;
 /// So many times the length of a message is written for the rows of the documents that it wraps, and [`LEAST_WRITTEN_BYTES`], before
 /// its rest is refused: what is around them is in each row. A log event with the longest names that there are needs 22.
@@ -59,7 +59,9 @@ struct Progress {
     /// Number of the next one.
     number: u64,
     refused: usize,
-    /// Bytes of the record that were read and then refused.
+    /// Bytes that were given to be read.
+    given: usize,
+    /// Bytes that were read and then refused.
     vain: usize,
     /// Size of the block when it was first looked at.
     row_bytes: Option<usize>,
@@ -96,7 +98,7 @@ impl Decoder {
         report: Report<'_>,
     ) -> u64 {
         if simdutf8::basic::from_utf8(record).is_err() {
-            let mut progress = Progress::at(meta.sub_sequence_number);
+            let mut progress = Progress::at(meta.sub_sequence_number, record.len());
             self.read_damaged(record, meta, block, &mut progress, report);
             return progress.number - progress.first;
         }
@@ -110,7 +112,7 @@ impl Decoder {
             }
             return self.read_after_first(appended, &mut cursor, start, record, meta, block, report);
         }
-        let mut progress = Progress::at(meta.sub_sequence_number);
+        let mut progress = Progress::at(meta.sub_sequence_number, record.len());
         self.read_on(&mut cursor, record, meta, block, &mut progress, report);
         progress.number - progress.first
     }
@@ -154,7 +156,7 @@ impl Decoder {
         block: &mut Block,
         report: Report<'_>,
     ) -> u64 {
-        let mut progress = Progress::at(meta.sub_sequence_number);
+        let mut progress = Progress::at(meta.sub_sequence_number, record.len());
         let verdict = verdict(first, cursor, start, block);
         if progress.take(verdict, start, record, cursor, block, report) {
             self.read_on(cursor, record, meta, block, &mut progress, report);
@@ -176,7 +178,7 @@ impl Decoder {
             bytes: record,
         };
         let mut unpacker = std::mem::take(&mut self.unpacker);
-        let mut progress = Progress::at(meta.sub_sequence_number);
+        let mut progress = Progress::at(meta.sub_sequence_number, 0);
         let (mut bytes, mut passed_over) = (0, 0);
         let how = How {
             is_text: !self.plan.parses_json() && self.plan.envelope.is_none(),
@@ -189,7 +191,7 @@ impl Decoder {
                 return;
             }
             bytes += message.bytes.len();
-            progress.message_comes();
+            progress.message_comes(message.bytes.len());
             let mut report = |refused: Refused<'_>| {
                 report(Refused {
                     partition_key: Some(message.partition_key),
@@ -412,15 +414,17 @@ impl Progress {
         if is_alone { text } else { &text[start..end] }
     }
 
-    fn at(first: u64) -> Progress {
+    fn at(first: u64, given: usize) -> Progress {
         Progress {
             first,
             number: first,
+            given,
             ..Progress::default()
         }
     }
 
-    fn message_comes(&mut self) {
+    fn message_comes(&mut self, length: usize) {
+        self.given += length;
         self.first = self.number;
         self.in_array = false;
         self.comma_may_follow = false;
@@ -503,7 +507,7 @@ impl Progress {
         let end = next.unwrap_or(text.len());
         self.refuse(fail.into_rejection(text), self.alone(text, start, end), report);
         cursor.restart(end);
-        self.is_exhausted = self.refused >= MAX_REFUSED || self.vain > MAX_VAIN_READINGS * text.len();
+        self.is_exhausted = self.refused >= MAX_REFUSED || self.vain > MAX_VAIN_READINGS * self.given;
         if self.is_exhausted {
             self.refuse_rest(text, end, report);
         }
@@ -533,7 +537,7 @@ impl Progress {
             format!("{MAX_REFUSED} documents of this record were refused before")
         } else if self.wrote_too_much {
             "what is around its documents was written too often".to_owned()
-        } else if self.vain > MAX_VAIN_READINGS * text.len() {
+        } else if self.vain > MAX_VAIN_READINGS * self.given {
             "what was refused before was read too often".to_owned()
         } else {
             format!("its documents before became {} MiB of rows", MAX_ROW_BYTES >> 20)

@@ -140,4 +140,4 @@ fn rejection(kind: RejectionKind, message: String) -> Rejection {
 }
 
 #[cfg(test)]
-mod tests;
+pub(in crate::decode) mod tests;

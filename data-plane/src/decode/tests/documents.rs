@@ -132,6 +132,20 @@ fn one_line_that_is_not_utf8_does_not_cost_the_others() {
 }
 
 #[test]
+fn many_short_documents_that_are_refused_do_not_cost_the_others() {
+    let wrong = "{\"a\":300}\n".repeat(20);
+    let (rows, refused) = read(&[wrong.as_bytes(), b"{\"a\":\xff}\n{\"a\":1}"].concat());
+    assert_eq!((rows, refused.len()), (vec![1], 21));
+
+    let wrong: &[u8] = br#"{"a":300}"#;
+    let messages: Vec<_> = std::iter::repeat_n(("key", wrong), 20)
+        .chain([("key", &b"{\"a\":1}"[..])])
+        .collect();
+    let (rows, refused) = read(&super::super::unpack::tests::packed(&messages));
+    assert_eq!((rows, refused.len()), (vec![1], 20));
+}
+
+#[test]
 fn the_raw_message_of_one_of_several_is_its_own() {
     let plan = plan(&[("raw", "String", "_raw_message"), ("a", "UInt8", "a")]);
     let mut bench = Bench::new(&plan);

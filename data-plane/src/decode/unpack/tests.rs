@@ -62,6 +62,11 @@ fn signed(body: &[u8]) -> Vec<u8> {
     [b"\xF3\x89\x9A\xC2", body, &Md5::digest(body)[..]].concat()
 }
 
+/// An aggregate of these messages, as a producer sends it.
+pub(in crate::decode) fn packed(messages: &[(&str, &[u8])]) -> Vec<u8> {
+    signed(&aggregate(messages).encode_to_vec())
+}
+
 /// Messages, and the classes of what is wrong.
 fn unpack(record: &[u8], is_text: bool) -> (Vec<(String, Vec<u8>)>, Vec<&'static str>) {
     let (mut messages, mut wrong) = (Vec::new(), Vec::new());
