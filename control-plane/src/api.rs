@@ -23,7 +23,7 @@ mod watch;
 
 use std::sync::Arc;
 
-use millrace_common::{clock::Clock, crypto::Sealer, ids::ProjectName};
+use millrace_common::{aws, clock::Clock, crypto::Sealer, ids::ProjectName};
 use millrace_proto::api::v1::{
     credential_service_server::CredentialServiceServer, pipe_service_server::PipeServiceServer,
 };
@@ -43,6 +43,8 @@ pub struct Api {
     clickhouse: destination::Client,
     endpoints: Arc<Policy>,
     sealer: Arc<Sealer>,
+    /// What the operator says about AWS.
+    aws: aws::Settings,
     clock: Clock,
     preflights: Arc<Semaphore>,
     watchers: watch::Watchers,
@@ -54,12 +56,14 @@ pub struct Api {
 impl Api {
     /// Services on this store. `shutdown` ends the streams of those who watch.
     #[must_use]
+    #[expect(clippy::too_many_arguments, reason = "each is a part of the process, given once")]
     pub fn new(
         store: Store,
         coordinator: coordinator::Handle,
         clickhouse: destination::Client,
         endpoints: Policy,
         sealer: Arc<Sealer>,
+        aws: aws::Settings,
         clock: Clock,
         shutdown: CancellationToken,
     ) -> Self {
@@ -69,6 +73,7 @@ impl Api {
             clickhouse,
             endpoints: Arc::new(endpoints),
             sealer,
+            aws,
             clock,
             preflights: Arc::new(Semaphore::new(MAX_PREFLIGHTS)),
             watchers: watch::Watchers::default(),

@@ -207,6 +207,7 @@ impl Parts {
             clickhouse.clone(),
             options.endpoints.clone(),
             options.sealer.clone(),
+            options.discovery.aws.clone(),
             options.clock.clone(),
             shutdown.clone(),
         );

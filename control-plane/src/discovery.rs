@@ -24,7 +24,7 @@ use millrace_common::{
 };
 
 pub use error::Error;
-pub use service::{Options, Service, access, is_own};
+pub use service::{Options, Service, access, is_own, named_stream_arn, stream_arn};
 
 /// How long one look at a stream may take, with all pages and retries.
 const DEADLINE: Duration = Duration::from_secs(30);

@@ -207,9 +207,9 @@ pub(crate) enum CredentialKind {
         /// ARN of the role.
         #[arg(long)]
         role_arn: String,
-        /// External id that the role's trust policy asks for.
-        #[arg(long, default_value = "")]
-        external_id: String,
+        /// AWS credential to assume the role with: keys, or again a role. Without it: the identity that Millrace runs under.
+        #[arg(long, value_name = "CREDENTIAL")]
+        source_credential: Option<String>,
     },
     /// The AWS identity that the Millrace processes run under.
     AwsAmbient,

@@ -26,7 +26,7 @@ use millrace_proto::api::v1 as proto;
 
 use crate::endpoint::Policy;
 
-pub use secret::credential;
+pub use secret::{credential, source_credential};
 pub use settings::span;
 pub use violations::{Violations, quoted};
 

@@ -406,7 +406,7 @@ async fn no_identity_is_said_in_time() {
     bed.create_table("no_role").await;
     let role = proto::AwsRole {
         role_arn: "arn:aws:iam::123456789012:role/reader".into(),
-        external_id: String::new(),
+        ..Default::default()
     };
     bed.create_credential("role", Kind::AwsRole(role))
         .await
