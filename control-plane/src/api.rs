@@ -6,6 +6,7 @@
 //! - no method returns a secret;
 //! - `validate_only` writes nothing, neither here nor in ClickHouse.
 
+mod access;
 mod consumer;
 pub mod convert;
 mod credentials;
@@ -25,7 +26,8 @@ use std::sync::Arc;
 
 use millrace_common::{aws, clock::Clock, crypto::Sealer, ids::ProjectName};
 use millrace_proto::api::v1::{
-    credential_service_server::CredentialServiceServer, pipe_service_server::PipeServiceServer,
+    access_service_server::AccessServiceServer, credential_service_server::CredentialServiceServer,
+    pipe_service_server::PipeServiceServer,
 };
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
@@ -97,6 +99,12 @@ impl Api {
     #[must_use]
     pub fn pipes(&self) -> PipeServiceServer<Api> {
         PipeServiceServer::new(self.clone()).max_decoding_message_size(millrace_common::grpc::MAX_MESSAGE_BYTES)
+    }
+
+    /// The access service.
+    #[must_use]
+    pub fn access(&self) -> AccessServiceServer<Api> {
+        AccessServiceServer::new(self.clone()).max_decoding_message_size(millrace_common::grpc::MAX_MESSAGE_BYTES)
     }
 
     /// The credential service.

@@ -4,5 +4,7 @@
 
 #[path = "aws_access/bed.rs"]
 mod bed;
+#[path = "aws_access/check.rs"]
+mod check;
 #[path = "aws_access/roles.rs"]
 mod roles;

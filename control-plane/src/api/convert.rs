@@ -28,6 +28,7 @@ use crate::endpoint::Policy;
 
 pub use secret::{credential, source_credential};
 pub use settings::span;
+pub use source::planned_source;
 pub use violations::{Violations, quoted};
 
 /// Longest display name.

@@ -189,12 +189,10 @@ impl Service {
 /// How to reach the stream of a pipe.
 #[must_use]
 pub fn access(source: &KinesisSource, credential: aws::Credential, pipe: &Label, settings: &aws::Settings) -> Access {
-    let usage = match &source.fan_out {
-        None => Usage::Poll,
-        Some(FanOut::Consumer(_)) => Usage::FanOut,
-        Some(FanOut::Managed) => Usage::ManagedFanOut,
-    };
-    let scope = stream_arn(source, &credential).map(|stream_arn| Scope { stream_arn, usage });
+    let scope = stream_arn(source, &credential).map(|stream_arn| Scope {
+        stream_arn,
+        usage: usage(source),
+    });
     Access {
         scope,
         settings: settings.clone(),
@@ -204,6 +202,16 @@ pub fn access(source: &KinesisSource, credential: aws::Credential, pipe: &Label,
             credential.named(&aws::session_name(pipe.as_str())),
             ATTEMPTS,
         )
+    }
+}
+
+/// What a pipe does with its stream.
+#[must_use]
+pub fn usage(source: &KinesisSource) -> Usage {
+    match &source.fan_out {
+        None => Usage::Poll,
+        Some(FanOut::Consumer(_)) => Usage::FanOut,
+        Some(FanOut::Managed) => Usage::ManagedFanOut,
     }
 }
 

@@ -223,20 +223,24 @@ struct Role {
 /// Checks that a role can be assumed with a credential, and keeps that from being deleted until the role is stored.
 async fn check_source(transaction: &DatabaseTransaction, source: &CredentialName) -> Result<(), Error> {
     let mut next = source.clone();
-    // The new role is one of the chain.
-    for _ in 1..MAX_CHAIN {
+    // The new one is the first.
+    let mut roles = 1;
+    while roles <= MAX_CHAIN {
         let Some(row) = by_name(&next).lock(LockType::Update).one(transaction).await? else {
             return Err(Error::CredentialNotFound { name: next });
         };
-        match from_json("credentials.kind", &row.kind)? {
-            CredentialKind::AwsRole {
-                source: Some(source), ..
-            } => next = source,
-            CredentialKind::AwsKeys { .. } | CredentialKind::AwsAmbient | CredentialKind::AwsRole { .. } => {
-                return Ok(());
+        next = match from_json("credentials.kind", &row.kind)? {
+            CredentialKind::AwsKeys { .. } | CredentialKind::AwsAmbient => return Ok(()),
+            CredentialKind::AwsRole { source, .. } => {
+                roles += 1;
+                match source {
+                    Some(source) => source,
+                    None if roles <= MAX_CHAIN => return Ok(()),
+                    None => break,
+                }
             }
             CredentialKind::ClickHouseUser { .. } => return Err(Error::SourceUnfit { name: next }),
-        }
+        };
     }
     Err(Error::SourceUnfit { name: source.clone() })
 }
