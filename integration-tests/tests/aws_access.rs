@@ -2,6 +2,8 @@
 //! away and given back, and the ambient identity, which only the operator can allow. The stream is in another account and another
 //! region than anything else, and is named by its ARN alone.
 
+#![allow(clippy::print_stderr, reason = "what was said is worth reading in the log")]
+
 #[path = "aws_access/bed.rs"]
 mod bed;
 #[path = "aws_access/check.rs"]
