@@ -4,7 +4,8 @@ use std::{env, fs, path::PathBuf};
 
 use prost::Message as _;
 
-const FILES: [&str; 3] = [
+const FILES: [&str; 4] = [
+    "millrace/api/v1/access.proto",
     "millrace/api/v1/credential.proto",
     "millrace/api/v1/pipe.proto",
     "millrace/worker/v1/worker.proto",

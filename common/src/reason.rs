@@ -15,6 +15,8 @@ reasons! {
     SOURCE_ACCESS_DENIED;
     /// AWS does not know the keys, or they have expired.
     SOURCE_CREDENTIAL_INVALID;
+    /// The pipe's credential is the identity that Millrace itself runs under, and its operator does not allow that.
+    SOURCE_AMBIENT_NOT_ALLOWED;
     /// Kinesis cannot be reached, or does not answer.
     SOURCE_UNREACHABLE;
     /// Kinesis has refused reads of a shard for being too many for a while.

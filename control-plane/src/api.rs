@@ -6,6 +6,7 @@
 //! - no method returns a secret;
 //! - `validate_only` writes nothing, neither here nor in ClickHouse.
 
+mod access;
 mod consumer;
 pub mod convert;
 mod credentials;
@@ -23,9 +24,10 @@ mod watch;
 
 use std::sync::Arc;
 
-use millrace_common::{clock::Clock, crypto::Sealer, ids::ProjectName};
+use millrace_common::{aws, clock::Clock, crypto::Sealer, ids::ProjectName};
 use millrace_proto::api::v1::{
-    credential_service_server::CredentialServiceServer, pipe_service_server::PipeServiceServer,
+    access_service_server::AccessServiceServer, credential_service_server::CredentialServiceServer,
+    pipe_service_server::PipeServiceServer,
 };
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
@@ -43,6 +45,8 @@ pub struct Api {
     clickhouse: destination::Client,
     endpoints: Arc<Policy>,
     sealer: Arc<Sealer>,
+    /// What the operator says about AWS.
+    aws: aws::Settings,
     clock: Clock,
     preflights: Arc<Semaphore>,
     watchers: watch::Watchers,
@@ -54,12 +58,14 @@ pub struct Api {
 impl Api {
     /// Services on this store. `shutdown` ends the streams of those who watch.
     #[must_use]
+    #[expect(clippy::too_many_arguments, reason = "each is a part of the process, given once")]
     pub fn new(
         store: Store,
         coordinator: coordinator::Handle,
         clickhouse: destination::Client,
         endpoints: Policy,
         sealer: Arc<Sealer>,
+        aws: aws::Settings,
         clock: Clock,
         shutdown: CancellationToken,
     ) -> Self {
@@ -69,6 +75,7 @@ impl Api {
             clickhouse,
             endpoints: Arc::new(endpoints),
             sealer,
+            aws,
             clock,
             preflights: Arc::new(Semaphore::new(MAX_PREFLIGHTS)),
             watchers: watch::Watchers::default(),
@@ -92,6 +99,12 @@ impl Api {
     #[must_use]
     pub fn pipes(&self) -> PipeServiceServer<Api> {
         PipeServiceServer::new(self.clone()).max_decoding_message_size(millrace_common::grpc::MAX_MESSAGE_BYTES)
+    }
+
+    /// The access service.
+    #[must_use]
+    pub fn access(&self) -> AccessServiceServer<Api> {
+        AccessServiceServer::new(self.clone()).max_decoding_message_size(millrace_common::grpc::MAX_MESSAGE_BYTES)
     }
 
     /// The credential service.

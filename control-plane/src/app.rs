@@ -207,13 +207,15 @@ impl Parts {
             clickhouse.clone(),
             options.endpoints.clone(),
             options.sealer.clone(),
+            options.discovery.aws.clone(),
             options.clock.clone(),
             shutdown.clone(),
         );
         let (health, health_service) = tonic_health::server::health_reporter();
         let pipes = api.pipes();
         let credentials = api.credentials();
-        set_serving(&health, &pipes, &credentials).await;
+        let access = api.access();
+        set_serving(&health, &pipes, &credentials, &access).await;
         let duty = duty::Duty {
             store: store.clone(),
             coordinator,
@@ -236,6 +238,7 @@ impl Parts {
             .add_service(reflection)
             .add_service(pipes)
             .add_service(credentials)
+            .add_service(access)
             .add_service(workers)
             .serve_with_incoming_shutdown(TcpListenerStream::new(listener), async move {
                 stop.cancelled().await;
@@ -292,11 +295,13 @@ impl Parts {
 }
 
 /// Health of each service that users call; that of the workers' service depends on who leads.
-async fn set_serving<P, C>(health: &tonic_health::server::HealthReporter, _pipes: &P, _credentials: &C)
+async fn set_serving<P, C, A>(health: &tonic_health::server::HealthReporter, _pipes: &P, _credentials: &C, _access: &A)
 where
     P: tonic::server::NamedService,
     C: tonic::server::NamedService,
+    A: tonic::server::NamedService,
 {
     health.set_serving::<P>().await;
     health.set_serving::<C>().await;
+    health.set_serving::<A>().await;
 }

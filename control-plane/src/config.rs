@@ -9,7 +9,7 @@ use std::{
 };
 
 use clap::Parser;
-use millrace_common::{clock::Clock, crypto::Sealer, shutdown::DRAIN_DEADLINE, telemetry};
+use millrace_common::{aws, clock::Clock, crypto::Sealer, shutdown::DRAIN_DEADLINE, telemetry};
 use secrecy::{ExposeSecret as _, SecretString};
 
 use crate::{app, coordinator, destination, discovery, endpoint::Policy, leader, store};
@@ -66,6 +66,9 @@ pub struct Args {
     /// File to write the address to once it is listened on.
     #[arg(long, env = "MILLRACE_PORT_FILE")]
     pub port_file: Option<PathBuf>,
+    /// AWS.
+    #[command(flatten)]
+    pub aws: aws::Options,
     /// Logs.
     #[command(flatten)]
     pub telemetry: telemetry::Options,
@@ -131,6 +134,7 @@ impl Args {
         keep(discovery.as_ref().map(drop).map_err(Clone::clone));
         keep(sealer.as_ref().map(drop).map_err(Clone::clone));
         keep(leader.as_ref().map(drop).map_err(Clone::clone));
+        let aws = self.aws.settings(&mut errors);
         let leader = leader.map(|ttl| leader::Options { ttl }).unwrap_or_default();
         match (listen, connections, ttl, heartbeat, discovery, sealer) {
             (Ok(listen), Ok(connections), Ok(ttl), Ok(heartbeat), Ok(discovery), Ok(sealer)) if errors.is_empty() => {
@@ -150,6 +154,7 @@ impl Args {
                     },
                     discovery: discovery::Options {
                         interval: discovery,
+                        aws,
                         ..discovery::Options::default()
                     },
                     destination: destination::Options::default(),

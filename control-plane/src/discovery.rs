@@ -7,6 +7,7 @@
 //! - that a stream is not found never touches a checkpoint.
 
 mod aws;
+pub mod check;
 pub mod consumer;
 mod error;
 pub mod lineage;
@@ -24,7 +25,7 @@ use millrace_common::{
 };
 
 pub use error::Error;
-pub use service::{Options, Service, access, is_own};
+pub use service::{Options, Service, access, is_own, named_stream_arn, stream_arn, usage};
 
 /// How long one look at a stream may take, with all pages and retries.
 const DEADLINE: Duration = Duration::from_secs(30);

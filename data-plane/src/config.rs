@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::{CommandFactory as _, Parser, error::ErrorKind};
-use millrace_common::{clock::Clock, config::EXIT_USAGE, ids::WorkerId, telemetry};
+use millrace_common::{aws, clock::Clock, config::EXIT_USAGE, ids::WorkerId, telemetry};
 
 use crate::{app, lane, source::kinesis::Limits};
 
@@ -46,6 +46,9 @@ pub struct Config {
     /// Milliseconds for finishing after SIGTERM.
     #[arg(long, env = "MILLRACE_DRAIN_DEADLINE_MS", default_value_t = 25_000)]
     pub drain_deadline_ms: u64,
+    /// AWS.
+    #[command(flatten)]
+    pub aws: aws::Options,
     /// Logs.
     #[command(flatten)]
     pub telemetry: telemetry::Options,
@@ -78,6 +81,7 @@ impl Config {
                 .map_err(|error| errors.push(format!("--health-listen: {listen:?}: {error}, such as 127.0.0.1:7401")))
                 .ok()
         });
+        let mut aws_errors = Vec::new();
         let mut duration = |name: &str, millis: u64| {
             let (duration, (least, most)) = (Duration::from_millis(millis), DURATION_RANGE);
             if duration < least || duration > most {
@@ -89,7 +93,9 @@ impl Config {
             }
             duration
         };
+        let aws = self.aws.settings(&mut aws_errors);
         let lane = lane::Settings {
+            aws,
             probe_interval: duration("probe-interval-ms", self.probe_interval_ms),
             release_patience: duration("release-patience-ms", self.release_patience_ms),
             limits: Limits {
@@ -98,6 +104,7 @@ impl Config {
             },
         };
         let drain_deadline = duration("drain-deadline-ms", self.drain_deadline_ms);
+        errors.extend(aws_errors);
         match worker {
             Some(worker) if errors.is_empty() => Ok(app::Options {
                 clock: Clock::System,

@@ -59,6 +59,7 @@ use std::{
 };
 
 use millrace_common::{
+    aws,
     batch::OpenBatch,
     clock::Clock,
     ids::{BatchId, Epoch, PipeUid, Revision, ShardId},
@@ -98,7 +99,7 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(250);
 const NEVER: Duration = Duration::from_secs(24 * 3600);
 
 /// How patient a lane is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
     /// A batch that waits for a person is tried again this often.
     pub probe_interval: Duration,
@@ -106,6 +107,8 @@ pub struct Settings {
     pub release_patience: Duration,
     /// How fast a shard may be read.
     pub limits: Limits,
+    /// What the operator says about AWS.
+    pub aws: aws::Settings,
 }
 
 impl Default for Settings {
@@ -114,6 +117,7 @@ impl Default for Settings {
             probe_interval: Duration::from_secs(15),
             release_patience: Duration::from_secs(10),
             limits: Limits::default(),
+            aws: aws::Settings::default(),
         }
     }
 }

@@ -14,8 +14,8 @@ use std::{
 use anyhow::{Context as _, bail};
 use millrace_common::grpc;
 use millrace_proto::api::v1::{
-    self as api, PipeState, credential::Kind, credential_service_client::CredentialServiceClient,
-    pipe_service_client::PipeServiceClient,
+    self as api, PipeState, access_service_client::AccessServiceClient, credential::Kind,
+    credential_service_client::CredentialServiceClient, pipe_service_client::PipeServiceClient,
 };
 use tonic::transport::Channel;
 use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient};
@@ -481,6 +481,14 @@ impl Cluster {
     /// Never: the URL is ours.
     pub fn credentials(&self) -> anyhow::Result<CredentialServiceClient<Channel>> {
         Ok(CredentialServiceClient::new(self.channel()?))
+    }
+
+    /// Client of the access service.
+    ///
+    /// # Errors
+    /// Never: the URL is ours.
+    pub fn access(&self) -> anyhow::Result<AccessServiceClient<Channel>> {
+        Ok(AccessServiceClient::new(self.channel()?))
     }
 
     /// Stores [`AWS`] keys, which emulators take whatever they are, and the [`CLICKHOUSE`] user of the engine.

@@ -62,6 +62,8 @@ impl Bed {
                 session_token: None,
             },
             max_attempts: 5,
+            scope: None,
+            settings: millrace_common::aws::Settings::default(),
         };
         let sdk = aws_sdk_kinesis::Client::new(&aws::config(&access).await);
         let summary = sdk.describe_stream_summary().stream_name(STREAM).send().await?;

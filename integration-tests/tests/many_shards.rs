@@ -64,6 +64,8 @@ fn access(kinesis: &Handle) -> Access {
             session_token: None,
         },
         max_attempts: 2,
+        scope: None,
+        settings: millrace_common::aws::Settings::default(),
     }
 }
 

@@ -46,16 +46,12 @@ impl Bed {
             ..Options::default()
         })
         .await?;
-        let access = aws::Access {
-            region: "us-east-1".to_owned(),
-            endpoint: Some(kinesis.endpoint_url()),
-            credential: aws::Credential::Keys {
-                access_key_id: "AKIDEXAMPLE".to_owned(),
-                secret_access_key: "secret".to_owned().into(),
-                session_token: None,
-            },
-            max_attempts: 1,
+        let keys = aws::Credential::Keys {
+            access_key_id: "AKIDEXAMPLE".to_owned(),
+            secret_access_key: "secret".to_owned().into(),
+            session_token: None,
         };
+        let access = aws::Access::new("us-east-1", Some(kinesis.endpoint_url()), keys, 1);
         let sdk = aws_sdk_kinesis::Client::new(&aws::config(&access).await);
         let summary = sdk.describe_stream_summary().stream_name(STREAM).send().await?;
         let summary = summary.stream_description_summary.context("a description")?;

@@ -98,6 +98,8 @@ fn access(endpoint: &str) -> aws::Access {
             session_token: None,
         },
         max_attempts: 5,
+        scope: None,
+        settings: millrace_common::aws::Settings::default(),
     }
 }
 

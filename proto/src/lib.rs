@@ -77,6 +77,7 @@ mod tests {
     #[test]
     fn descriptors_know_every_service() {
         for name in [
+            "millrace.api.v1.AccessService",
             "millrace.api.v1.PipeService",
             "millrace.api.v1.CredentialService",
             "millrace.worker.v1.WorkerService",

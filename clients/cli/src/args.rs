@@ -66,6 +66,9 @@ pub(crate) enum Command {
     /// Store, list and delete credentials.
     #[command(subcommand)]
     Credential(Credential),
+    /// What a pipe needs in AWS, and whether it has it.
+    #[command(subcommand)]
+    Access(Access),
     /// Run both planes in this process, on SQLite: all of Millrace for a single machine.
     Standalone(Box<standalone::Options>),
 }
@@ -189,6 +192,31 @@ pub(crate) enum Credential {
 }
 
 #[derive(Debug, Subcommand)]
+pub(crate) enum Access {
+    /// Make the calls that a pipe would make, and say for each action whether it is allowed. Changes nothing.
+    Check(AccessSubject),
+    /// Print the trust policy and the smallest permission policy, for AWS.
+    Policies {
+        #[command(flatten)]
+        subject: AccessSubject,
+        /// ARN of the KMS key that the stream is encrypted with, if it is one of your own.
+        #[arg(long, default_value = "", value_name = "ARN")]
+        kms_key_arn: String,
+    },
+}
+
+/// A pipe that there is, or one that a file describes.
+#[derive(Debug, Args)]
+#[group(required = true, multiple = false)]
+pub(crate) struct AccessSubject {
+    /// Pipe id or full name.
+    pub(crate) pipe: Option<String>,
+    /// YAML or JSON file with a pipe, of which the source is looked at; `-` reads standard input.
+    #[arg(short, long, value_name = "FILE")]
+    pub(crate) file: Option<PathBuf>,
+}
+
+#[derive(Debug, Subcommand)]
 pub(crate) enum CredentialKind {
     /// An AWS access key pair.
     AwsKeys {
@@ -207,9 +235,9 @@ pub(crate) enum CredentialKind {
         /// ARN of the role.
         #[arg(long)]
         role_arn: String,
-        /// External id that the role's trust policy asks for.
-        #[arg(long, default_value = "")]
-        external_id: String,
+        /// AWS credential to assume the role with: keys, or again a role. Without it: the identity that Millrace runs under.
+        #[arg(long, value_name = "CREDENTIAL")]
+        source_credential: Option<String>,
     },
     /// The AWS identity that the Millrace processes run under.
     AwsAmbient,

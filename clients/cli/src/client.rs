@@ -2,7 +2,8 @@
 
 use millrace_common::grpc;
 use millrace_proto::api::v1::{
-    credential_service_client::CredentialServiceClient, pipe_service_client::PipeServiceClient,
+    access_service_client::AccessServiceClient, credential_service_client::CredentialServiceClient,
+    pipe_service_client::PipeServiceClient,
 };
 use tonic::{Status, transport::Channel};
 
@@ -20,6 +21,11 @@ fn channel(connection: &Connection) -> Result<Channel, Error> {
 /// Client of the pipe service.
 pub(crate) fn pipes(connection: &Connection) -> Result<PipeServiceClient<Channel>, Error> {
     channel(connection).map(PipeServiceClient::new)
+}
+
+/// Client of the access service.
+pub(crate) fn access(connection: &Connection) -> Result<AccessServiceClient<Channel>, Error> {
+    channel(connection).map(AccessServiceClient::new)
 }
 
 /// Client of the credential service.

@@ -54,7 +54,16 @@ async fn create(
                 None => std::env::var("AWS_SESSION_TOKEN").unwrap_or_default(),
             },
         }),
-        CredentialKind::AwsRole { role_arn, external_id } => Kind::AwsRole(api::AwsRole { role_arn, external_id }),
+        CredentialKind::AwsRole {
+            role_arn,
+            source_credential,
+        } => Kind::AwsRole(api::AwsRole {
+            role_arn,
+            source_credential: source_credential
+                .map(|credential| connection.name("credentials", &credential))
+                .unwrap_or_default(),
+            ..Default::default()
+        }),
         CredentialKind::AwsAmbient => Kind::AwsAmbient(api::AwsAmbient {}),
         CredentialKind::ClickhouseUser {
             username,

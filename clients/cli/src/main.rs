@@ -1,6 +1,7 @@
 //! `millrace`: the command line. Results go to standard output, everything else to standard error; the exit code says what
 //! kind of trouble there was (see [`exit`]).
 
+mod access;
 mod args;
 mod client;
 mod credential;
@@ -33,6 +34,7 @@ fn main() -> std::process::ExitCode {
 async fn run(cli: Cli) -> Result<(), exit::Error> {
     match cli.command {
         Command::Pipe(command) => pipe::run(&cli.connection, command).await,
+        Command::Access(command) => access::run(&cli.connection, command).await,
         Command::Credential(command) => credential::run(&cli.connection, command).await,
         Command::Standalone(options) => standalone::run(*options).await,
     }

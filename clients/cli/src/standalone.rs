@@ -4,9 +4,9 @@
 use std::{net::SocketAddr, path::PathBuf, sync::Arc};
 
 use clap::Args;
-use millrace_common::{crypto::Sealer, ids::WorkerId, shutdown, telemetry};
+use millrace_common::{aws, crypto::Sealer, ids::WorkerId, shutdown, telemetry};
 use millrace_control_plane::{app as control_plane, config::read_key};
-use millrace_data_plane::app as worker;
+use millrace_data_plane::{app as worker, lane};
 use tokio_util::sync::CancellationToken;
 
 use crate::{exit::Error, output};
@@ -32,6 +32,8 @@ pub(crate) struct Options {
     #[arg(long, env = "MILLRACE_MEMORY_BYTES", default_value_t = worker::DEFAULT_MEMORY_BYTES, value_name = "BYTES")]
     memory_bytes: u64,
     #[command(flatten)]
+    aws: aws::Options,
+    #[command(flatten)]
     telemetry: telemetry::Options,
 }
 
@@ -48,10 +50,16 @@ pub(crate) async fn run(options: Options) -> Result<(), Error> {
     let key = read_key(&options.data_dir.join("millrace.key"), true).map_err(Error::Local)?;
     let sealer = Sealer::from_hex(&key).map_err(|error| Error::Local(format!("millrace.key: {error}")))?;
     let database = format!("sqlite://{}", options.data_dir.join("millrace.db").display());
-    let control_plane_options = control_plane::Options {
+    let mut control_plane_options = control_plane::Options {
         listen: options.listen,
         ..control_plane::Options::new(database, Arc::new(sealer))
     };
+    let mut errors = Vec::new();
+    let aws = options.aws.settings(&mut errors);
+    if !errors.is_empty() {
+        return Err(Error::Local(errors.join("; ")));
+    }
+    control_plane_options.discovery.aws = aws.clone();
     let end_control_plane = CancellationToken::new();
     let running = control_plane::App::start(control_plane_options, end_control_plane.clone())
         .await
@@ -62,6 +70,10 @@ pub(crate) async fn run(options: Options) -> Result<(), Error> {
     let id: WorkerId = WORKER.parse().map_err(|error| Error::Local(format!("{error}")))?;
     let worker_options = worker::Options {
         memory_bytes: options.memory_bytes,
+        lane: lane::Settings {
+            aws,
+            ..lane::Settings::default()
+        },
         ..worker::Options::new(url, id)
     };
     let worked = Box::pin(worker::run(worker_options, asked)).await;

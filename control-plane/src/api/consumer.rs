@@ -1,6 +1,7 @@
 //! The consumer of a pipe that reads by enhanced fan-out, as the pipe is created, changed and deleted. It is registered
 //! again by `discovery` where that failed here; what cannot be deregistered is named in the log.
 
+use millrace_common::aws::policy::Usage;
 use millrace_common::pipe::{FanOut, KinesisSource, managed_consumer};
 
 use super::Api;
@@ -39,6 +40,7 @@ impl Api {
 
     fn wish(&self, wish: Wish, pipe: &StoredPipe) {
         let (store, source) = (self.store.clone(), pipe.spec.source.clone());
+        let (pipe_id, settings) = (pipe.name.id.clone(), self.aws.clone());
         let (name, stream_arn) = (managed_consumer(pipe.uid), pipe.resolved.stream.arn.clone());
         tokio::spawn(async move {
             let credential = match store.credential_secret(&source.credential).await {
@@ -53,7 +55,11 @@ impl Api {
                     return;
                 }
             };
-            let access = discovery::access(&source, credential);
+            let mut access = discovery::access(&source, credential, &pipe_id, &settings);
+            // Fan-out may have been switched off by now, and that is why it is to go.
+            if let Some(scope) = &mut access.scope {
+                scope.usage = Usage::ManagedFanOut;
+            }
             let done = match wish {
                 Wish::There => discovery::consumer::ensure(&access, &stream_arn, &name).await,
                 Wish::Gone => discovery::consumer::remove(&access, &stream_arn, &name).await,

@@ -26,8 +26,9 @@ use millrace_proto::api::v1 as proto;
 
 use crate::endpoint::Policy;
 
-pub use secret::credential;
+pub use secret::{credential, source_credential};
 pub use settings::span;
+pub use source::planned_source;
 pub use violations::{Violations, quoted};
 
 /// Longest display name.

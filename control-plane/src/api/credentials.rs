@@ -108,8 +108,12 @@ impl Api {
             .inspect_err(|error| violations.add("credential_id", error.to_string()))
             .ok();
         let given = request.credential.unwrap_or_default();
-        let label = id.as_ref().map_or("", Label::as_str);
-        let secret = convert::credential(&given, label, &mut violations);
+        let uid = CredentialUid::new();
+        let secret = convert::credential(&given, uid, &mut violations);
+        // Without a project nothing can be said of names in it.
+        let source = project
+            .as_ref()
+            .and_then(|project| convert::source_credential(&given, project, &mut violations));
         violations.finish()?;
         let (Some(project), Some(id), Some(secret)) = (project, id, secret) else {
             // Whatever is missing was reported above.
@@ -121,9 +125,10 @@ impl Api {
         };
         let new = NewCredential {
             name: CredentialName { project, id },
-            uid: CredentialUid::new(),
+            uid,
             display_name: given.display_name,
             secret,
+            source,
         };
         let stored = self
             .store

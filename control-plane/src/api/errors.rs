@@ -43,6 +43,15 @@ pub(super) fn of_store(error: &store::Error) -> ApiError {
                 .with_metadata("name", name.to_string())
         }
         Error::InUse { name, pipes } => in_use(name, pipes),
+        Error::IsSource { name, credentials } => {
+            let names: Vec<String> = credentials.iter().map(ToString::to_string).collect();
+            ApiError::new(Code::FailedPrecondition, CREDENTIAL_IN_USE, error.to_string())
+                .with_metadata("name", name.to_string())
+                .with_metadata("credentials", names.join(","))
+        }
+        Error::SourceUnfit { .. } => {
+            ApiError::invalid_field("credential.aws_role.source_credential", error.to_string())
+        }
         Error::EtagMismatch { .. } => etag_mismatch(),
         Error::Refused { reason } => refused(reason),
         Error::Unavailable(_) => {

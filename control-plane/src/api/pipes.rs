@@ -246,7 +246,7 @@ impl Api {
         } else {
             Mode::Create
         };
-        let found = Box::pin(self.preflight(&spec, mode)).await?;
+        let found = Box::pin(self.preflight(&name.id, &spec, mode)).await?;
         // After the listing: whatever is put into a shard before it was closed comes before this moment.
         let now = self.clock.now();
         let new = NewPipe {

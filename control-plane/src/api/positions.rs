@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use jiff::Timestamp;
 use millrace_common::{
     error::ApiError,
-    ids::{PipeName, SequenceNumber, ShardId},
+    ids::{Label, PipeName, SequenceNumber, ShardId},
     position::Position,
 };
 use millrace_proto::api::v1 as proto;
@@ -62,7 +62,7 @@ impl Api {
         if !request.etag.is_empty() && request.etag != pipe.etag {
             return Err(etag_mismatch());
         }
-        let stream = self.look(&pipe.spec.source).await?;
+        let stream = self.look(&name.id, &pipe.spec.source).await?;
         // After the listing: whatever is put into a shard before it was closed comes before this moment.
         let now = self.clock.now();
         let snapshot = self.snapshot(pipe.uid, &name).await?;
@@ -111,7 +111,11 @@ impl Api {
         })
     }
 
-    async fn look(&self, source: &millrace_common::pipe::KinesisSource) -> Result<discovery::Stream, ApiError> {
+    async fn look(
+        &self,
+        pipe: &Label,
+        source: &millrace_common::pipe::KinesisSource,
+    ) -> Result<discovery::Stream, ApiError> {
         let name = &source.credential;
         let Some(CredentialSecret::Aws(credential)) = self.secret(name).await? else {
             let message = format!("there is no AWS credential {name}: update the pipe with one that exists");
@@ -121,7 +125,7 @@ impl Api {
                 message,
             ));
         };
-        let access = discovery::access(source, credential);
+        let access = discovery::access(source, credential, pipe, &self.aws);
         Box::pin(discovery::look(&access, &source.stream))
             .await
             .map_err(|error| of_discovery(&error))

@@ -3,7 +3,7 @@
 use millrace_common::{
     aws,
     error::ApiError,
-    ids::{CredentialName, Revision},
+    ids::{CredentialName, Label, Revision},
     pipe::{PipeSpec, ResolvedSpec},
 };
 
@@ -38,11 +38,11 @@ impl Api {
     ///
     /// # Errors
     /// All that stands in the way, with the fields at fault.
-    pub(super) async fn preflight(&self, spec: &PipeSpec, mode: Mode) -> Result<Found, ApiError> {
+    pub(super) async fn preflight(&self, pipe: &Label, spec: &PipeSpec, mode: Mode) -> Result<Found, ApiError> {
         let credentials = self.credentials_of(spec).await?;
         self.check_endpoints(spec).await?;
         let _permit = self.preflights.acquire().await;
-        let access = discovery::access(&spec.source, credentials.source);
+        let access = discovery::access(&spec.source, credentials.source, pipe, &self.aws);
         // The SDK's futures are large.
         let looking = Box::pin(discovery::look(&access, &spec.source.stream));
         let checking = Box::pin(self.clickhouse.prepare(spec, &credentials.destination, Mode::Check));

@@ -90,7 +90,7 @@ impl Api {
             } else {
                 Mode::Create
             };
-            let found = Box::pin(self.preflight(&spec, mode)).await?;
+            let found = Box::pin(self.preflight(&stored.name.id, &spec, mode)).await?;
             discovery::check_identity(&stored.resolved.stream, &found.stream.identity)
                 .map_err(|error| of_discovery(&error))?;
             stream_is_well = true;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use millrace_common::{
     aws,
-    ids::{CredentialName, PipeUid, Revision},
+    ids::{CredentialName, Revision},
     pipe::{PipeSpec, ResolvedSpec},
 };
 use millrace_proto::worker::v1;
@@ -37,7 +37,7 @@ pub(super) enum Problem {
 pub(super) async fn current(store: &Store, pipe: &StoredPipe) -> Result<Arc<v1::PipeSpec>, Problem> {
     load(
         store,
-        pipe.uid,
+        pipe,
         (&pipe.spec, &pipe.resolved),
         &pipe.spec.source.credential,
         &pipe.spec.destination.credential,
@@ -60,27 +60,21 @@ pub(super) async fn older(store: &Store, pipe: &StoredPipe, revision: Revision) 
         &old.credential
     }
     .clone();
-    load(
-        store,
-        pipe.uid,
-        (&spec, &resolved),
-        &spec.source.credential,
-        &destination,
-    )
-    .await
+    load(store, pipe, (&spec, &resolved), &spec.source.credential, &destination).await
 }
 
 async fn load(
     store: &Store,
-    pipe: PipeUid,
+    pipe: &StoredPipe,
     (spec, resolved): (&PipeSpec, &ResolvedSpec),
     source: &CredentialName,
     destination: &CredentialName,
 ) -> Result<Arc<v1::PipeSpec>, Problem> {
-    let aws = aws_credential(store, source).await?;
+    let session = aws::session_name(pipe.name.id.as_str());
+    let aws = aws_credential(store, source).await?.named(&session);
     let (username, password) = click_house_user(store, destination).await?;
     Ok(Arc::new(convert::pipe_spec(
-        pipe,
+        pipe.uid,
         spec,
         resolved,
         &aws,
@@ -105,7 +99,12 @@ async fn click_house_user(store: &Store, name: &CredentialName) -> Result<(Strin
 async fn secret(store: &Store, name: &CredentialName) -> Result<CredentialSecret, Problem> {
     match store.credential_secret(name).await {
         Ok(secret) => secret.ok_or_else(|| Problem::Missing(name.clone())),
-        Err(source @ (Error::Key(_) | Error::Corrupt { .. })) => Err(Problem::Sealed {
+        Err(
+            source @ (Error::Key(_)
+            | Error::Corrupt { .. }
+            | Error::SourceUnfit { .. }
+            | Error::CredentialNotFound { .. }),
+        ) => Err(Problem::Sealed {
             name: name.clone(),
             source,
         }),

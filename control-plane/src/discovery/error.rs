@@ -6,8 +6,10 @@ use aws_sdk_kinesis::{
     config::http::HttpResponse,
     error::{ProvideErrorMetadata, SdkError},
 };
-use aws_sdk_sts::operation::assume_role::AssumeRoleError;
-use millrace_common::reason;
+use millrace_common::{
+    aws::{IdentityError, identity_error},
+    reason,
+};
 
 const STREAM: &str = "pipe.source.kinesis.stream_name";
 const CREDENTIAL: &str = "pipe.source.kinesis.credential";
@@ -118,42 +120,26 @@ impl Error {
     where
         E: StdError + 'static,
     {
+        if let Some(nobody) = identity_error(error) {
+            return Self::of_identity(nobody);
+        }
         let causes = causes(error);
-        if let Some(denied) = causes.iter().find_map(|cause| cause.downcast_ref::<AssumeRoleError>()) {
-            let code = denied.code().unwrap_or_default();
-            return Self {
-                reason: if code.starts_with("AccessDenied") {
-                    reason::SOURCE_ACCESS_DENIED
-                } else {
-                    reason::SOURCE_CREDENTIAL_INVALID
-                },
-                message: format!(
-                    "the role of the credential cannot be assumed ({code}): allow sts:AssumeRole to Millrace's own identity, and \
-                     name that identity and the external id in the role's trust policy"
-                ),
-                field: CREDENTIAL,
-                permanent: true,
-            };
-        }
-        let credentials = causes
-            .iter()
-            .find(|cause| cause.is::<aws_credential_types::provider::error::CredentialsError>());
-        if let Some(cause) = credentials {
-            return Self {
-                reason: reason::SOURCE_CREDENTIAL_INVALID,
-                message: format!(
-                    "no AWS identity to call with: {cause}; give the process one, or use a credential with keys or a role"
-                ),
-                field: CREDENTIAL,
-                permanent: false,
-            };
-        }
         let innermost = causes.last().map_or_else(|| error.to_string(), ToString::to_string);
         Self {
             reason: reason::SOURCE_UNREACHABLE,
             message: format!("cannot reach Kinesis: {innermost}; check the region, the endpoint and the network"),
             field: REGION,
             permanent: false,
+        }
+    }
+
+    /// Nobody to call as.
+    pub(super) fn of_identity(error: &IdentityError) -> Self {
+        Self {
+            reason: error.reason(),
+            message: error.to_string(),
+            field: CREDENTIAL,
+            permanent: !error.is_transient() && !matches!(error, IdentityError::NoAmbient { .. }),
         }
     }
 
@@ -252,6 +238,8 @@ mod tests {
                 session_token: None,
             },
             max_attempts: 1,
+            scope: None,
+            settings: millrace_common::aws::Settings::default(),
         };
         let stream = millrace_common::pipe::StreamRef::Name("events".into());
         let error = super::super::look(&access, &stream).await.unwrap_err();

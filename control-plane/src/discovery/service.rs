@@ -5,9 +5,12 @@ use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use futures::StreamExt as _;
 use millrace_common::{
-    aws::Access,
-    ids::ShardId,
-    pipe::{DesiredState, FanOut, KinesisSource, managed_consumer},
+    aws::{
+        self, Access,
+        policy::{Scope, Usage},
+    },
+    ids::{Label, ShardId},
+    pipe::{DesiredState, FanOut, KinesisSource, StreamRef, managed_consumer},
     reason,
 };
 use tokio::time::MissedTickBehavior;
@@ -20,7 +23,8 @@ use crate::store::{CredentialSecret, Error as StoreError, ShardPhase, Store, Sto
 /// Attempts per call. The next round is another attempt.
 const ATTEMPTS: u32 = 2;
 /// Faults that are noted here, and so taken away here.
-const OWN_REASONS: [&str; 6] = [
+const OWN_REASONS: [&str; 7] = [
+    reason::SOURCE_AMBIENT_NOT_ALLOWED,
     reason::SOURCE_FAN_OUT_UNAVAILABLE,
     reason::SOURCE_STREAM_NOT_FOUND,
     reason::SOURCE_ACCESS_DENIED,
@@ -34,6 +38,8 @@ const OWN_REASONS: [&str; 6] = [
 pub struct Options {
     /// From one round to the next. Workers learn of new shards at once; this finds what they missed.
     pub interval: Duration,
+    /// What the operator says about AWS.
+    pub aws: aws::Settings,
     /// Pipes looked at at the same time: DescribeStreamSummary takes 20 calls per second and account.
     pub concurrency: usize,
 }
@@ -42,6 +48,7 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             interval: Duration::from_secs(30),
+            aws: aws::Settings::default(),
             concurrency: 4,
         }
     }
@@ -156,7 +163,7 @@ impl Service {
             .filter(|shard| shard.state == ShardPhase::Waiting)
             .map(|shard| shard.id)
             .collect();
-        let access = access(source, credential);
+        let access = access(source, credential, &pipe.name.id, &self.options.aws);
         let stream = look(&access, &source.stream).await?;
         check_identity(&pipe.resolved.stream, &stream.identity)?;
         let shards = self.store.shards(pipe.uid).await?;
@@ -181,13 +188,51 @@ impl Service {
 
 /// How to reach the stream of a pipe.
 #[must_use]
-pub fn access(source: &KinesisSource, credential: millrace_common::aws::Credential) -> Access {
+pub fn access(source: &KinesisSource, credential: aws::Credential, pipe: &Label, settings: &aws::Settings) -> Access {
+    let scope = stream_arn(source, &credential).map(|stream_arn| Scope {
+        stream_arn,
+        usage: usage(source),
+    });
     Access {
-        region: source.region.clone(),
-        endpoint: source.endpoint.clone(),
-        credential,
-        max_attempts: ATTEMPTS,
+        scope,
+        settings: settings.clone(),
+        ..Access::new(
+            source.region.clone(),
+            source.endpoint.clone(),
+            credential.named(&aws::session_name(pipe.as_str())),
+            ATTEMPTS,
+        )
     }
+}
+
+/// What a pipe does with its stream.
+#[must_use]
+pub fn usage(source: &KinesisSource) -> Usage {
+    match &source.fan_out {
+        None => Usage::Poll,
+        Some(FanOut::Consumer(_)) => Usage::FanOut,
+        Some(FanOut::Managed) => Usage::ManagedFanOut,
+    }
+}
+
+/// The ARN of a stream, as far as it is known without asking: one that is named is in the account of the role.
+#[must_use]
+pub fn stream_arn(source: &KinesisSource, credential: &aws::Credential) -> Option<String> {
+    match (&source.stream, credential) {
+        (StreamRef::Arn(arn), _) => Some(arn.clone()),
+        (StreamRef::Name(name), aws::Credential::Role { role_arn, .. }) => {
+            named_stream_arn(role_arn, &source.region, name)
+        }
+        (StreamRef::Name(_), aws::Credential::Keys { .. } | aws::Credential::Ambient) => None,
+    }
+}
+
+/// The ARN of a stream in the account of an identity.
+#[must_use]
+pub fn named_stream_arn(identity_arn: &str, region: &str, stream: &str) -> Option<String> {
+    let mut parts = identity_arn.split(':');
+    let (partition, account) = (parts.nth(1)?, parts.nth(2)?);
+    Some(format!("arn:{partition}:kinesis:{region}:{account}:stream/{stream}"))
 }
 
 /// True for trouble that a look at the stream finds, and that the next good look takes away.
@@ -241,6 +286,16 @@ impl From<StoreError> for Failure {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_stream_without_an_arn_is_in_the_roles_account() {
+        let role = "arn:aws-cn:iam::123456789012:role/a/reader";
+        assert_eq!(
+            named_stream_arn(role, "cn-north-1", "orders").as_deref(),
+            Some("arn:aws-cn:kinesis:cn-north-1:123456789012:stream/orders")
+        );
+        assert_eq!(named_stream_arn("reader", "cn-north-1", "orders"), None);
+    }
 
     #[test]
     fn only_own_faults_are_replaced() {

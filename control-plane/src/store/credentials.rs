@@ -26,6 +26,8 @@ use super::{
 /// Fields that are sealed. Part of what a sealed value is bound to, so they cannot be renamed.
 const SECRET: &str = "secret";
 const TOKEN: &str = "token";
+/// Most roles of a chain. AWS knows no bound; each costs a call whenever a session is renewed.
+pub(super) const MAX_CHAIN: usize = 4;
 
 impl Store {
     /// Stores a credential.
@@ -34,7 +36,14 @@ impl Store {
     /// [`Error::AlreadyExists`], or the database's.
     pub async fn create_credential(&self, new: NewCredential) -> Result<StoredCredential, Error> {
         let sealer = &self.inner.sealer;
-        let Split { kind, secret, token } = split(&new.secret);
+        let Split {
+            mut kind,
+            secret,
+            token,
+        } = split(&new.secret);
+        if let CredentialKind::AwsRole { source, .. } = &mut kind {
+            source.clone_from(&new.source);
+        }
         let fingerprint = secret.map(|secret| sealer.fingerprint(secret.expose_secret().as_bytes()));
         let row = credential::Model {
             uid: new.uid.to_string(),
@@ -48,6 +57,9 @@ impl Store {
             created_millis: self.now_millis(),
         };
         write!(self, |transaction| {
+            if let Some(source) = &new.source {
+                check_source(&transaction, source).await?;
+            }
             let inserted = credential::Entity::insert(insertable(&row))
                 .on_conflict(OnConflict::new().do_nothing().to_owned())
                 .try_insert()
@@ -101,6 +113,7 @@ impl Store {
             let Some(row) = by_name(name).lock(LockType::Update).one(&transaction).await? else {
                 return Ok(false);
             };
+            refuse_if_source(&transaction, name).await?;
             forget_old_uses(&transaction, name, &row.uid).await?;
             credential::Entity::delete_many()
                 .filter(credential::Column::Uid.eq(row.uid))
@@ -110,14 +123,51 @@ impl Store {
         })
     }
 
-    /// A credential with its secret.
+    /// A credential with its secret; a role with those of the whole chain that it is assumed with.
     ///
     /// # Errors
     /// [`Error::Key`] if it was sealed with another key or is damaged, or the database's.
     pub async fn credential_secret(&self, name: &CredentialName) -> Result<Option<CredentialSecret>, Error> {
-        let Some(row) = by_name(name).one(&self.inner.read).await? else {
-            return Ok(None);
+        // What is assumed comes before what it is assumed with.
+        let mut roles = Vec::new();
+        let mut next = name.clone();
+        let mut innermost = loop {
+            let Some(row) = by_name(&next).one(&self.inner.read).await? else {
+                // Credentials that roles are assumed with stay for as long as the roles do.
+                return match roles.is_empty() {
+                    true => Ok(None),
+                    false => Err(Error::CredentialNotFound { name: next }),
+                };
+            };
+            match self.own_secret(&row)? {
+                Own::Whole(secret) => break secret,
+                Own::Role(role, None) => {
+                    roles.push(role);
+                    break CredentialSecret::Aws(aws::Credential::Ambient);
+                }
+                Own::Role(role, Some(source)) if roles.len() < MAX_CHAIN => {
+                    roles.push(role);
+                    next = source;
+                }
+                Own::Role(_, Some(source)) => return Err(Error::SourceUnfit { name: source }),
+            }
         };
+        for role in roles.into_iter().rev() {
+            let CredentialSecret::Aws(source) = innermost else {
+                return Err(Error::SourceUnfit { name: next });
+            };
+            innermost = CredentialSecret::Aws(aws::Credential::Role {
+                role_arn: role.arn,
+                external_id: role.external_id,
+                session_name: role.session_name,
+                source: Box::new(source),
+            });
+        }
+        Ok(Some(innermost))
+    }
+
+    /// What one row says.
+    fn own_secret(&self, row: &credential::Model) -> Result<Own, Error> {
         let sealer = &self.inner.sealer;
         let uid: CredentialUid = from_text("credentials.uid", &row.uid)?;
         let secret = open(sealer, uid, SECRET, row.sealed_secret.as_deref())?;
@@ -129,28 +179,93 @@ impl Store {
                 what: what(),
             })
         };
-        Ok(Some(match from_json("credentials.kind", &row.kind)? {
-            CredentialKind::AwsKeys { access_key_id } => CredentialSecret::Aws(aws::Credential::Keys {
+        Ok(match from_json("credentials.kind", &row.kind)? {
+            CredentialKind::AwsKeys { access_key_id } => Own::Whole(CredentialSecret::Aws(aws::Credential::Keys {
                 access_key_id,
                 secret_access_key: needed(secret)?,
                 session_token,
-            }),
+            })),
             CredentialKind::AwsRole {
                 role_arn,
                 external_id,
                 session_name,
-            } => CredentialSecret::Aws(aws::Credential::Role {
-                role_arn,
-                external_id,
-                session_name,
-            }),
-            CredentialKind::AwsAmbient => CredentialSecret::Aws(aws::Credential::Ambient),
-            CredentialKind::ClickHouseUser { username } => CredentialSecret::ClickHouse {
+                source,
+            } => Own::Role(
+                Role {
+                    arn: role_arn,
+                    external_id,
+                    session_name,
+                },
+                source,
+            ),
+            CredentialKind::AwsAmbient => Own::Whole(CredentialSecret::Aws(aws::Credential::Ambient)),
+            CredentialKind::ClickHouseUser { username } => Own::Whole(CredentialSecret::ClickHouse {
                 username,
                 password: needed(secret)?,
-            },
-        }))
+            }),
+        })
     }
+}
+
+/// What is stored of one credential.
+enum Own {
+    Whole(CredentialSecret),
+    /// A role and the name of what it is assumed with.
+    Role(Role, Option<CredentialName>),
+}
+
+struct Role {
+    arn: String,
+    external_id: Option<String>,
+    session_name: String,
+}
+
+/// Checks that a role can be assumed with a credential, and keeps that from being deleted until the role is stored.
+async fn check_source(transaction: &DatabaseTransaction, source: &CredentialName) -> Result<(), Error> {
+    let mut next = source.clone();
+    // The new one is the first.
+    let mut roles = 1;
+    while roles <= MAX_CHAIN {
+        let Some(row) = by_name(&next).lock(LockType::Update).one(transaction).await? else {
+            return Err(Error::CredentialNotFound { name: next });
+        };
+        next = match from_json("credentials.kind", &row.kind)? {
+            CredentialKind::AwsKeys { .. } | CredentialKind::AwsAmbient => return Ok(()),
+            CredentialKind::AwsRole { source, .. } => {
+                roles += 1;
+                match source {
+                    Some(source) => source,
+                    None if roles <= MAX_CHAIN => return Ok(()),
+                    None => break,
+                }
+            }
+            CredentialKind::ClickHouseUser { .. } => return Err(Error::SourceUnfit { name: next }),
+        };
+    }
+    Err(Error::SourceUnfit { name: source.clone() })
+}
+
+/// Checks that no role is assumed with a credential. Its row is locked, so none begins to be.
+async fn refuse_if_source(transaction: &DatabaseTransaction, name: &CredentialName) -> Result<(), Error> {
+    let rows = credential::Entity::find()
+        .filter(credential::Column::Project.eq(name.project.0.as_str()))
+        .order_by_asc(credential::Column::CredentialId)
+        .all(transaction)
+        .await?;
+    let mut credentials = Vec::new();
+    for row in rows {
+        let stored = StoredCredential::try_from(row)?;
+        if matches!(&stored.kind, CredentialKind::AwsRole { source: Some(source), .. } if source == name) {
+            credentials.push(stored.name);
+        }
+    }
+    if credentials.is_empty() {
+        return Ok(());
+    }
+    Err(Error::IsSource {
+        name: name.clone(),
+        credentials,
+    })
 }
 
 fn by_name(name: &CredentialName) -> Select<credential::Entity> {
@@ -248,11 +363,13 @@ fn split(credential: &CredentialSecret) -> Split<'_> {
             role_arn,
             external_id,
             session_name,
+            source: _,
         }) => Split {
             kind: CredentialKind::AwsRole {
                 role_arn: role_arn.clone(),
                 external_id: external_id.clone(),
                 session_name: session_name.clone(),
+                source: None,
             },
             secret: None,
             token: None,

@@ -8,6 +8,7 @@ use millrace_common::{
 };
 use sea_orm::DbErr;
 
+use super::credentials::MAX_CHAIN;
 use crate::{leader::Term, protocol::Refusal};
 
 /// Why an operation of the store did not happen. Nothing was changed, except after [`Error::Unavailable`], where it is
@@ -65,6 +66,20 @@ pub enum Error {
     CredentialNotFound {
         /// The credential.
         name: CredentialName,
+    },
+    /// The credential that a role is to be assumed with is none that can.
+    #[error("{name} is no AWS credential, or stands at the end of a chain of {MAX_CHAIN} roles")]
+    SourceUnfit {
+        /// The credential.
+        name: CredentialName,
+    },
+    /// Roles are assumed with the credential.
+    #[error("{name} is the source_credential of {}", credentials.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "))]
+    IsSource {
+        /// The credential.
+        name: CredentialName,
+        /// Those that refer to it, in name order.
+        credentials: Vec<CredentialName>,
     },
     /// Pipes refer to the credential.
     #[error("{name} is in use by {}", pipes.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "))]

@@ -37,6 +37,7 @@ fn click_house(name: &str, password: &str) -> NewCredential {
             username: "default".to_owned(),
             password: SecretString::from(password.to_owned()),
         },
+        source: None,
     }
 }
 

@@ -125,8 +125,10 @@ pub struct NewCredential {
     pub uid: CredentialUid,
     /// Free text for people.
     pub display_name: String,
-    /// The secret.
+    /// The secret. Of a role without the identity that it is assumed with.
     pub secret: CredentialSecret,
+    /// With whose identity a role is assumed: an AWS credential of the same project; `None`: the process's own.
+    pub source: Option<CredentialName>,
 }
 
 /// A credential with its secret: on its way in, or on its way to a worker.
@@ -177,6 +179,9 @@ pub enum CredentialKind {
         external_id: Option<String>,
         /// Session name.
         session_name: String,
+        /// With whose identity it is assumed; `None`: the process's own.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        source: Option<CredentialName>,
     },
     /// The processes' own AWS identity.
     AwsAmbient,

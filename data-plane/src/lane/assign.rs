@@ -52,7 +52,14 @@ impl Lane {
             let part = Part::Revision(*revision);
             let made = match spec {
                 Ok(spec) if self.recipes.get(revision).is_some_and(|recipe| recipe.is_of(spec)) => continue,
-                Ok(spec) => Recipe::make(Arc::clone(spec), self.context.settings.limits).await,
+                Ok(spec) => {
+                    Recipe::make(
+                        Arc::clone(spec),
+                        self.context.settings.limits,
+                        &self.context.settings.aws,
+                    )
+                    .await
+                }
                 Err(fault) => Err(fault.clone()),
             };
             match made {

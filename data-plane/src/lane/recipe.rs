@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use millrace_common::{
-    clickhouse::DataType, ids::Revision, json_pointer::JsonPointerError, pipe::MappedColumn, reason,
+    aws, clickhouse::DataType, ids::Revision, json_pointer::JsonPointerError, pipe::MappedColumn, reason,
 };
 
 use super::{fault::Fault, spec::Spec};
@@ -30,7 +30,7 @@ impl Recipe {
     ///
     /// # Errors
     /// A fault of the pipe, if it cannot be run as it is.
-    pub(super) async fn make(spec: Arc<Spec>, limits: Limits) -> Result<Self, Fault> {
+    pub(super) async fn make(spec: Arc<Spec>, limits: Limits, aws: &aws::Settings) -> Result<Self, Fault> {
         let plan = Arc::new(plan(&spec)?);
         let destination = &spec.destination;
         let access = Access {
@@ -45,7 +45,11 @@ impl Recipe {
                 format!("{error}: correct the pipe's destination"),
             )
         })?;
-        let client = Box::pin(Client::new(&spec.source.access)).await;
+        let access = aws::Access {
+            settings: aws.clone(),
+            ..spec.source.access.clone()
+        };
+        let client = Box::pin(Client::new(&access)).await;
         let limits = limits.within(spec.source.polling);
         let columns = plan.insert_columns().into();
         Ok(Self {

@@ -58,6 +58,8 @@ pub(super) fn spec(delivery: Delivery, clickhouse: &str, columns: Vec<MappedColu
                     session_token: None,
                 },
                 max_attempts: 1,
+                scope: None,
+                settings: millrace_common::aws::Settings::default(),
             },
             end: None,
             consumer: None,
@@ -294,6 +296,7 @@ impl World {
             probe_interval: Duration::from_millis(20),
             release_patience: Duration::from_millis(400),
             limits: kinesis::Limits::default(),
+            aws: millrace_common::aws::Settings::default(),
         };
         let context = Context {
             control: control.clone(),

@@ -7,7 +7,10 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 use millrace_common::{
-    aws,
+    aws::{
+        self,
+        policy::{Scope, Usage},
+    },
     batch::{Counts, OpenBatch, Terms},
     gap::DataGap,
     ids::{BatchId, Epoch, Generation, PipeUid, Revision, SequenceNumber, ShardId, WorkerInstance},
@@ -227,6 +230,15 @@ fn source(source: wire::KinesisSource) -> Result<Source, Error> {
         "kinesis.credential",
         source.credential.and_then(|credential| credential.kind),
     )?;
+    // A consumer is looked up by its name, and never registered here.
+    let usage = match (source.consumer_arn.as_str(), source.consumer_name.as_str()) {
+        ("", "") => Usage::Poll,
+        _ => Usage::FanOut,
+    };
+    let scope = Scope {
+        stream_arn: source.stream_arn.clone(),
+        usage,
+    };
     Ok(Source {
         stream: StreamIdentity {
             arn: source.stream_arn,
@@ -234,10 +246,8 @@ fn source(source: wire::KinesisSource) -> Result<Source, Error> {
             created,
         },
         access: aws::Access {
-            region: source.region,
-            endpoint: optional(source.endpoint),
-            credential: credential(kind),
-            max_attempts: AWS_ATTEMPTS,
+            scope: Some(scope),
+            ..aws::Access::new(source.region, optional(source.endpoint), credential(kind), AWS_ATTEMPTS)
         },
         end: optional_time("kinesis.end_timestamp", source.end_timestamp.as_ref())?,
         consumer: match (optional(source.consumer_arn), optional(source.consumer_name)) {
@@ -265,6 +275,11 @@ fn credential(kind: wire::aws_credential::Kind) -> aws::Credential {
             role_arn: role.role_arn,
             external_id: optional(role.external_id),
             session_name: role.session_name,
+            source: Box::new(
+                role.source
+                    .and_then(|source| source.kind)
+                    .map_or(aws::Credential::Ambient, credential),
+            ),
         },
         Kind::Ambient(wire::AwsAmbient {}) => aws::Credential::Ambient,
     }

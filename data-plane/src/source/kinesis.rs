@@ -402,7 +402,7 @@ impl Reader {
                     return Ok(());
                 }
                 Ok(None) => return Err(self.machine.unlisted()),
-                Err(failure) => self.failed(started, &failure)?,
+                Err(failure) => self.failed(started, &failure).await?,
             }
         }
     }
@@ -500,14 +500,14 @@ impl Reader {
                     }
                     Err(failure) => {
                         fan_out.give_up();
-                        self.failed(started, &failure)?;
+                        self.failed(started, &failure).await?;
                     }
                 }
             }
             Outcome::Over => self.machine.renew(),
             Outcome::Failed(failure) => {
                 self.machine.renew();
-                self.failed(started, &failure)?;
+                self.failed(started, &failure).await?;
             }
             Outcome::Unavailable { why, soon } => {
                 let now = Instant::now();
@@ -532,7 +532,7 @@ impl Reader {
         let started = Instant::now();
         match bounded(self.client.stream(&self.stream_arn)).await {
             Ok(stream) => self.machine.on_stream(stream).map(|()| true),
-            Err(failure) => self.failed(started, &failure).map(|()| false),
+            Err(failure) => self.failed(started, &failure).await.map(|()| false),
         }
     }
 
@@ -544,7 +544,7 @@ impl Reader {
                 self.machine.on_iterator(from, iterator);
                 Ok(())
             }
-            Err(failure) => self.failed(started, &failure),
+            Err(failure) => self.failed(started, &failure).await,
         }
     }
 
@@ -565,7 +565,7 @@ impl Reader {
                 Ok(Some(accepted))
             }
             Err(failure) => {
-                self.failed(started, &failure)?;
+                self.failed(started, &failure).await?;
                 Ok(None)
             }
         }
@@ -584,7 +584,7 @@ impl Reader {
         }
     }
 
-    fn failed(&mut self, started: Instant, failure: &Failure) -> Result<(), Error> {
+    async fn failed(&mut self, started: Instant, failure: &Failure) -> Result<(), Error> {
         let counter = match failure.kind {
             Kind::Throttled => &self.counters.throttled,
             Kind::ExpiredIterator => &self.counters.renewed_iterators,
@@ -596,6 +596,9 @@ impl Reader {
             shard = %self.machine.shard(), call = failure.call, kind = ?failure.kind, message = failure.message,
             "Kinesis call failed"
         );
+        if matches!(failure.kind, Kind::Credential | Kind::Nobody(_)) {
+            self.client.renew_identity(started).await;
+        }
         self.machine
             .on_failure(started, Instant::now(), failure, rand::random())?;
         self.show_trouble();

@@ -36,11 +36,12 @@ struct Streams {
 
 impl Account {
     pub(super) fn new(options: Options) -> Self {
+        let roles = options.iam.as_ref().map(|iam| iam.roles.clone()).unwrap_or_default();
         Self {
             options,
             seal: Seal::default(),
             script: Arc::default(),
-            sessions: Sessions::default(),
+            sessions: Sessions::new(roles),
             streams: RwLock::default(),
             calls: std::array::from_fn(|_| 0.into()),
         }

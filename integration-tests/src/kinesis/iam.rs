@@ -74,9 +74,11 @@ struct Statement {
     allow: bool,
     actions: Vec<String>,
     resources: Vec<String>,
+    /// Pattern of `kms:ViaService`, which only calls of a service for somebody have.
+    via_service: Option<String>,
 }
 
-/// The text is not a policy document that is understood here: conditions and `Not…` are not.
+/// The text is not a policy document that is understood here: of conditions only those on `kms:ViaService` are, and `Not…` is not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("not a policy document of Effect, Action and Resource")]
 pub struct MalformedPolicy;
@@ -104,16 +106,27 @@ impl Policy {
             allow: true,
             actions: texts(actions),
             resources: texts(resources),
+            via_service: None,
         }])
     }
 
+    /// Whether a call that somebody makes himself is allowed.
     fn allows(&self, action: &str, resource: &str) -> bool {
+        self.allows_via(None, action, resource)
+    }
+
+    /// The same of a call that a service makes for somebody.
+    fn allows_via(&self, service: Option<&str>, action: &str, resource: &str) -> bool {
         let speaks = |statement: &&Statement| {
             statement
                 .actions
                 .iter()
                 .any(|pattern| matches(&pattern.to_ascii_lowercase(), &action.to_ascii_lowercase()))
                 && statement.resources.iter().any(|pattern| matches(pattern, resource))
+                && statement
+                    .via_service
+                    .as_ref()
+                    .is_none_or(|pattern| service.is_some_and(|service| matches(pattern, service)))
         };
         let mut speaking = self.0.iter().filter(speaks).peekable();
         speaking.peek().is_some() && speaking.all(|statement| statement.allow)
@@ -121,7 +134,7 @@ impl Policy {
 }
 
 fn statement(value: &Value) -> Result<Statement, MalformedPolicy> {
-    let known = ["Sid", "Effect", "Action", "Resource"];
+    let known = ["Sid", "Effect", "Action", "Resource", "Condition"];
     let fields = value.as_object().ok_or(MalformedPolicy)?;
     if fields.keys().any(|key| !known.contains(&key.as_str())) {
         return Err(MalformedPolicy);
@@ -143,7 +156,17 @@ fn statement(value: &Value) -> Result<Statement, MalformedPolicy> {
         allow,
         actions: texts("Action")?,
         resources: texts("Resource")?,
+        via_service: fields.get("Condition").map(via_service).transpose()?,
     })
+}
+
+fn via_service(condition: &Value) -> Result<String, MalformedPolicy> {
+    let one = |value: &Value, key: &str| match value.as_object() {
+        Some(fields) if fields.len() == 1 => fields.get(key).cloned().ok_or(MalformedPolicy),
+        _ => Err(MalformedPolicy),
+    };
+    let pattern = one(&one(condition, "StringLike")?, "kms:ViaService")?;
+    pattern.as_str().map(str::to_owned).ok_or(MalformedPolicy)
 }
 
 /// Whether a text is of a pattern with `*` and `?`.
@@ -221,35 +244,64 @@ impl Key {
 
     /// Whether it may do something.
     pub(super) fn may(&self, action: &str, resource: &str) -> bool {
+        self.all(|policy| policy.allows(action, resource))
+    }
+
+    /// Whether a service may do something for it.
+    pub(super) fn may_via(&self, service: &str, action: &str, resource: &str) -> bool {
+        self.all(|policy| policy.allows_via(Some(service), action, resource))
+    }
+
+    fn all(&self, allows: impl Fn(&Policy) -> bool) -> bool {
         match self {
-            Key::User(user) => user.policy.allows(action, resource),
-            Key::Session(session) => {
-                session.role.policy.allows(action, resource)
-                    && session
-                        .policy
-                        .as_ref()
-                        .is_none_or(|policy| policy.allows(action, resource))
-            }
+            Key::User(user) => allows(&user.policy),
+            Key::Session(session) => allows(&session.role.policy) && session.policy.as_ref().is_none_or(allows),
         }
     }
 }
 
-/// The sessions of one emulator.
+/// The sessions of one emulator, and its roles as they are now.
 #[derive(Default)]
-pub(super) struct Sessions(Mutex<HashMap<String, Session>>);
+pub(super) struct Sessions {
+    sessions: Mutex<HashMap<String, Session>>,
+    roles: Mutex<Vec<Role>>,
+}
 
 impl std::fmt::Debug for Sessions {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_tuple("Sessions").field(&self.0.lock().len()).finish()
+        f.debug_tuple("Sessions").field(&self.sessions.lock().len()).finish()
     }
 }
 
 impl Sessions {
+    /// No sessions yet, and these roles.
+    pub(super) fn new(roles: Vec<Role>) -> Self {
+        Self {
+            sessions: Mutex::default(),
+            roles: Mutex::new(roles),
+        }
+    }
+
+    /// A role as it is now.
+    pub(super) fn role(&self, arn: &str) -> Option<Role> {
+        self.roles.lock().iter().find(|role| role.arn == arn).cloned()
+    }
+
+    /// Adds a role, or puts it in the place of the one of its ARN.
+    pub(super) fn put_role(&self, role: Role) {
+        let mut roles = self.roles.lock();
+        roles.retain(|known| known.arn != role.arn);
+        roles.push(role);
+    }
+
+    /// What a key id stands for. A session may do what its role may do by now.
     pub(super) fn find(&self, iam: &Iam, access_key_id: &str) -> Option<Key> {
-        let user = iam.users.iter().find(|user| user.access_key_id == access_key_id);
-        user.cloned()
-            .map(Key::User)
-            .or_else(|| self.0.lock().get(access_key_id).cloned().map(Key::Session))
+        if let Some(user) = iam.users.iter().find(|user| user.access_key_id == access_key_id) {
+            return Some(Key::User(user.clone()));
+        }
+        let mut session = self.sessions.lock().get(access_key_id).cloned()?;
+        session.role = self.role(&session.role.arn)?;
+        Some(Key::Session(session))
     }
 
     /// Assumes a role, if its trust policy lets the caller.
@@ -279,7 +331,9 @@ impl Sessions {
             role: role.clone(),
             policy,
         };
-        self.0.lock().insert(session.access_key_id.clone(), session.clone());
+        self.sessions
+            .lock()
+            .insert(session.access_key_id.clone(), session.clone());
         Some(session)
     }
 }
@@ -319,8 +373,21 @@ mod tests {
             "",
             "{}",
             r#"{"Statement":[{"Effect":"Allow","NotAction":"x","Resource":"*"}]}"#,
+            r#"{"Statement":[{"Effect":"Allow","Action":"x","Resource":"*","Condition":{"Bool":{"a":"b"}}}]}"#,
         ] {
             assert_eq!(Policy::parse(bad), Err(MalformedPolicy), "{bad}");
         }
+    }
+
+    #[test]
+    fn a_condition_on_the_service_holds_for_that_service_alone() {
+        let policy = Policy::parse(
+            r#"{"Statement":{"Effect":"Allow","Action":"kms:Decrypt","Resource":"*",
+                "Condition":{"StringLike":{"kms:ViaService":"kinesis.us-east-1.amazonaws.com*"}}}}"#,
+        )
+        .expect("a policy");
+        assert!(policy.allows_via(Some("kinesis.us-east-1.amazonaws.com"), "kms:Decrypt", "k"));
+        assert!(!policy.allows_via(Some("s3.us-east-1.amazonaws.com"), "kms:Decrypt", "k"));
+        assert!(!policy.allows("kms:Decrypt", "k"));
     }
 }

@@ -17,6 +17,7 @@ use super::account::Account;
 use super::clock::Clock;
 use super::connection::{Connection, Wire};
 use super::error::Error;
+use super::iam::Role;
 use super::log::Data;
 use super::operations::{MAX_BATCH_RECORDS, Operation, new_settings};
 use super::options::{Options, StreamSpec};
@@ -185,6 +186,22 @@ impl Handle {
     /// Lets nothing fail by script any more.
     pub fn clear_script(&self) {
         self.account.script.clear();
+    }
+
+    /// Encrypts a stream with a KMS key: with an [`super::Iam`], who reads it must be allowed `kms:Decrypt` on that key.
+    ///
+    /// # Errors
+    /// If there is no such stream.
+    pub fn encrypt(&self, stream: &str, key_arn: &str) -> Result<(), Error> {
+        self.stream(stream)?.update(self.account.now_ms(), |settings| {
+            settings.key_arn = Some(key_arn.to_owned());
+            Ok(())
+        })
+    }
+
+    /// Adds a role, or puts it in the place of the one of its ARN. Sessions that there are may do what it may do from now on.
+    pub fn put_role(&self, role: Role) {
+        self.account.sessions.put_role(role);
     }
 
     /// The names and ARNs of a stream's registered consumers.

@@ -113,6 +113,8 @@ pub(super) struct Settings {
     pub(super) retention_hours: u32,
     pub(super) max_record_kib: u32,
     pub(super) tags: BTreeMap<String, String>,
+    /// ARN of the KMS key that records are encrypted with, if they are.
+    pub(super) key_arn: Option<String>,
 }
 
 /// A record on its way in.

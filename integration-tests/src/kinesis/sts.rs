@@ -131,7 +131,7 @@ fn execute(account: &Account, parts: &Parts, body: &[u8]) -> Result<(&'static st
                 account.options.account
             ),
         )),
-        Some("AssumeRole") => assume(account, iam, &caller, &fields).map(|result| ("AssumeRole", result)),
+        Some("AssumeRole") => assume(account, &caller, &fields).map(|result| ("AssumeRole", result)),
         other => Err(refusal(
             StatusCode::BAD_REQUEST,
             "InvalidAction",
@@ -143,7 +143,7 @@ fn execute(account: &Account, parts: &Parts, body: &[u8]) -> Result<(&'static st
     }
 }
 
-fn assume(account: &Account, iam: &Iam, caller: &Key, fields: &HashMap<String, String>) -> Result<String, Refusal> {
+fn assume(account: &Account, caller: &Key, fields: &HashMap<String, String>) -> Result<String, Refusal> {
     let invalid = |message: String| refusal(StatusCode::BAD_REQUEST, "ValidationError", message);
     let field = |name: &str| fields.get(name).map(String::as_str);
     let role_arn = field("RoleArn").ok_or_else(|| invalid("RoleArn must not be null".to_owned()))?;
@@ -187,14 +187,14 @@ fn assume(account: &Account, iam: &Iam, caller: &Key, fields: &HashMap<String, S
     };
     let lives_ms = i64::try_from(duration.as_millis()).unwrap_or(i64::MAX);
     let expires_ms = account.now_ms().saturating_add(lives_ms);
-    let role = iam.roles.iter().find(|role| role.arn == role_arn);
+    let role = account.sessions.role(role_arn);
     // A user needs a policy that allows it; so does a role that assumes another. A missing role looks the same.
     let session = role
         .filter(|role| caller.may("sts:AssumeRole", &role.arn))
         .and_then(|role| {
             account
                 .sessions
-                .assume(role, caller, field("ExternalId"), (name, policy), expires_ms)
+                .assume(&role, caller, field("ExternalId"), (name, policy), expires_ms)
         })
         .ok_or_else(|| {
             let message = format!(

@@ -23,7 +23,7 @@ use super::account::Account;
 use super::connection::Connection;
 use super::cursor::{Kind, ShardIterator};
 use super::error::{Error, ErrorKind};
-use super::iam::Iam;
+use super::iam::{Iam, Key};
 use super::intercept::Call;
 use super::operations::{MAX_BATCH_BYTES, MAX_BATCH_RECORDS, Operation, Reply};
 use super::script::Fault;
@@ -163,14 +163,14 @@ fn authorize(account: &Account, iam: &Iam, operation: Operation, parts: &Parts, 
         ),
     })?;
     let (stream, _, consumer) = place(account, body);
-    let resource = match (consumer, stream) {
+    let resource = match (consumer, stream.as_deref()) {
         (Some(consumer), _) => consumer,
-        (None, Some(stream)) => account.arn(&stream),
+        (None, Some(stream)) => account.arn(stream),
         (None, None) => "*".to_owned(),
     };
     let action = format!("kinesis:{}", operation.name());
     if key.may(&action, &resource) {
-        return Ok(());
+        return may_decrypt(account, &key, operation, stream.as_deref());
     }
     let message = format!(
         "User: {} is not authorized to perform: {action} on resource: {resource} because no identity-based policy allows \
@@ -178,6 +178,25 @@ fn authorize(account: &Account, iam: &Iam, operation: Operation, parts: &Parts, 
         key.arn()
     );
     Err(Error::new(ErrorKind::AccessDenied, message))
+}
+
+/// "Permissions to use user-generated KMS keys" in the developer guide: consumers need kms:Decrypt on the stream's key.
+fn may_decrypt(account: &Account, key: &Key, operation: Operation, stream: Option<&str>) -> Result<(), Error> {
+    if !matches!(operation, Operation::GetRecords | Operation::SubscribeToShard) {
+        return Ok(());
+    }
+    let Some(key_arn) = stream
+        .and_then(|stream| account.stream(Some(stream), None).ok())
+        .and_then(|stream| stream.settings().key_arn)
+    else {
+        return Ok(());
+    };
+    let service = format!("kinesis.{}.amazonaws.com", account.options.region);
+    if key.may_via(&service, "kms:Decrypt", &key_arn) {
+        return Ok(());
+    }
+    let message = format!("User {} is not authorized to decrypt with {key_arn}", key.arn());
+    Err(Error::new(ErrorKind::KmsAccessDenied, message))
 }
 
 /// STS speaks the Query protocol, in forms.

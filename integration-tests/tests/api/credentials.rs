@@ -16,7 +16,7 @@ async fn secrets_go_in_and_never_come_out() {
     let bed = Bed::start().await;
     let role = proto::AwsRole {
         role_arn: "arn:aws:iam::123456789012:role/reader".into(),
-        external_id: "shared".into(),
+        ..Default::default()
     };
     bed.create_credential("role", Kind::AwsRole(role.clone()))
         .await
@@ -68,7 +68,17 @@ async fn secrets_go_in_and_never_come_out() {
                 );
                 assert_eq!(shown, (ACCESS_KEY, "", ""));
             }
-            Kind::AwsRole(shown) => assert_eq!(*shown, role),
+            Kind::AwsRole(shown) => {
+                let (made, shown) = (
+                    &shown.external_id,
+                    proto::AwsRole {
+                        external_id: String::new(),
+                        ..shown.clone()
+                    },
+                );
+                assert_eq!(shown, role);
+                assert!(made.starts_with("millrace-") && made.len() == 49, "{made}");
+            }
             Kind::AwsAmbient(_) => assert_eq!(credential.fingerprint, ""),
             Kind::ClickhouseUser(user) => {
                 assert_eq!(user.password, "");
@@ -130,4 +140,80 @@ async fn bad_credentials_are_refused_without_being_repeated() {
         .await
         .expect_err("refused");
     assert_eq!(fields(&status), ["parent", "credential_id", "credential.kind"]);
+}
+
+#[tokio::test]
+async fn external_ids_are_made_here_and_never_the_same() {
+    let bed = Bed::start().await;
+    let role = |external_id: &str, source: &str| {
+        Kind::AwsRole(proto::AwsRole {
+            role_arn: "arn:aws:iam::123456789012:role/reader".into(),
+            external_id: external_id.into(),
+            source_credential: source.into(),
+        })
+    };
+    let made = async |id: &str| match bed.create_credential(id, role("", "")).await.expect("a role").kind {
+        Some(Kind::AwsRole(role)) => role.external_id,
+        other => panic!("{other:?}"),
+    };
+    assert_ne!(made("one").await, made("two").await, "for the same role");
+    let status = bed
+        .create_credential("three", role("mine", ""))
+        .await
+        .expect_err("refused");
+    let field = "credential.aws_role.external_id";
+    assert_refused(
+        &status,
+        Code::InvalidArgument,
+        "INVALID_FIELD",
+        field,
+        "made by the server",
+    );
+}
+
+#[tokio::test]
+async fn a_chain_of_roles_is_checked_and_kept_together() {
+    let bed = Bed::start().await;
+    let role = |source: &str| {
+        Kind::AwsRole(proto::AwsRole {
+            role_arn: "arn:aws:iam::123456789012:role/reader".into(),
+            source_credential: format!("{PARENT}/credentials/{source}"),
+            ..Default::default()
+        })
+    };
+    let field = "credential.aws_role.source_credential";
+    let status = bed.create_credential("r", role("missing")).await.expect_err("refused");
+    assert_refused(&status, Code::FailedPrecondition, "CREDENTIAL_NOT_FOUND", "", "missing");
+    let status = bed
+        .create_credential("r", role(OWNER))
+        .await
+        .expect_err("a user of ClickHouse");
+    assert_refused(
+        &status,
+        Code::InvalidArgument,
+        "INVALID_FIELD",
+        field,
+        "no AWS credential",
+    );
+    bed.create_credential("r1", role("aws"))
+        .await
+        .expect("a role with keys");
+    bed.create_credential("r2", role("r1")).await.expect("a chain");
+    bed.create_credential("r3", role("r2")).await.expect("a longer chain");
+    bed.create_credential("r4", role("r3")).await.expect("the longest");
+    let status = bed.create_credential("r5", role("r4")).await.expect_err("too long");
+    assert_refused(&status, Code::InvalidArgument, "INVALID_FIELD", field, "chain");
+    for kept in ["aws", "r1"] {
+        let status = delete(&bed, kept, false).await.expect_err("in use");
+        assert_refused(
+            &status,
+            Code::FailedPrecondition,
+            "CREDENTIAL_IN_USE",
+            "",
+            "source_credential",
+        );
+    }
+    for id in ["r4", "r3", "r2", "r1"] {
+        delete(&bed, id, false).await.expect(id);
+    }
 }

@@ -158,6 +158,7 @@ pub(crate) async fn credential(store: &Store, name: &str) {
             username: "default".to_owned(),
             password: SecretString::from("secret"),
         },
+        source: None,
     };
     store.create_credential(new).await.unwrap();
 }

@@ -15,6 +15,7 @@ async fn store_as(store: &Store, id: &str, secret: CredentialSecret) -> String {
         uid: CredentialUid::new(),
         display_name: format!("the {id}"),
         secret,
+        source: None,
     };
     let stored = store.create_credential(new.clone()).await.unwrap();
     assert_eq!(
@@ -42,6 +43,7 @@ pub(crate) async fn secrets_come_back_as_they_went(database: Database) {
         role_arn: "arn:aws:iam::123456789012:role/x".to_owned(),
         external_id: Some("external".to_owned()),
         session_name: "millrace".to_owned(),
+        source: Box::new(aws::Credential::Ambient),
     };
     let user = |password: &str| CredentialSecret::ClickHouse {
         username: "u".to_owned(),
@@ -78,6 +80,7 @@ pub(crate) async fn secrets_come_back_as_they_went(database: Database) {
             role_arn,
             external_id,
             session_name,
+            ..
         }) => {
             assert_eq!(role_arn, "arn:aws:iam::123456789012:role/x");
             assert_eq!(
@@ -119,6 +122,7 @@ pub(crate) async fn secrets_come_back_as_they_went(database: Database) {
         uid: CredentialUid::new(),
         display_name: String::new(),
         secret: user("other"),
+        source: None,
     };
     assert!(matches!(
         store.create_credential(again).await,

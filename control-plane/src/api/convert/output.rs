@@ -214,10 +214,14 @@ pub fn credential(stored: &StoredCredential) -> proto::Credential {
             session_token: String::new(),
         }),
         CredentialKind::AwsRole {
-            role_arn, external_id, ..
+            role_arn,
+            external_id,
+            source,
+            ..
         } => Kind::AwsRole(proto::AwsRole {
             role_arn: role_arn.clone(),
             external_id: external_id.clone().unwrap_or_default(),
+            source_credential: source.as_ref().map(ToString::to_string).unwrap_or_default(),
         }),
         CredentialKind::AwsAmbient => Kind::AwsAmbient(proto::AwsAmbient {}),
         CredentialKind::ClickHouseUser { username } => Kind::ClickhouseUser(proto::ClickHouseUser {

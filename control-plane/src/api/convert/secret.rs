@@ -1,10 +1,13 @@
 //! Credentials on their way in. What is wrong with a secret is said without repeating it.
 
-use millrace_common::aws;
+use millrace_common::{
+    aws,
+    ids::{CredentialName, CredentialUid, ProjectName},
+};
 use millrace_proto::api::v1::{self as proto, credential::Kind};
 use secrecy::SecretString;
 
-use super::{Violations, display_name, names};
+use super::{Violations, credential_name, display_name, names};
 use crate::store::CredentialSecret;
 
 /// Longest access key id. AWS ends at 128.
@@ -15,11 +18,13 @@ const MAX_SECRET_BYTES: usize = 1_024;
 const MAX_SESSION_TOKEN_BYTES: usize = 16_384;
 /// Longest user name of ClickHouse.
 const MAX_USERNAME_BYTES: usize = 200;
-/// Longest role session name that AWS takes.
-const MAX_SESSION_NAME: usize = 64;
 
-/// The secret in a credential message that is to be stored under `id`; `None` exactly if violations were added.
-pub fn credential(given: &proto::Credential, id: &str, violations: &mut Violations) -> Option<CredentialSecret> {
+/// The secret in a credential message that is to be stored under `uid`; `None` exactly if violations were added.
+pub fn credential(
+    given: &proto::Credential,
+    uid: CredentialUid,
+    violations: &mut Violations,
+) -> Option<CredentialSecret> {
     display_name(&given.display_name, "credential.display_name", violations);
     let secret = match &given.kind {
         None => {
@@ -30,7 +35,7 @@ pub fn credential(given: &proto::Credential, id: &str, violations: &mut Violatio
             None
         }
         Some(Kind::AwsKeys(keys)) => Some(aws_keys(keys, violations)),
-        Some(Kind::AwsRole(role)) => Some(aws_role(role, id, violations)),
+        Some(Kind::AwsRole(role)) => Some(aws_role(role, uid, violations)),
         Some(Kind::AwsAmbient(proto::AwsAmbient {})) => Some(CredentialSecret::Aws(aws::Credential::Ambient)),
         Some(Kind::ClickhouseUser(user)) => Some(clickhouse_user(user, violations)),
     };
@@ -88,27 +93,48 @@ fn is_mask(text: &str) -> bool {
     !text.is_empty() && text.chars().all(|c| matches!(c, '*' | '•' | '●'))
 }
 
-fn aws_role(role: &proto::AwsRole, id: &str, violations: &mut Violations) -> CredentialSecret {
+/// With the external id that is this credential's alone. One that users could choose would be one that others know.
+fn aws_role(role: &proto::AwsRole, uid: CredentialUid, violations: &mut Violations) -> CredentialSecret {
     if let Err(what) = names::role_arn(&role.role_arn) {
         violations.add("credential.aws_role.role_arn", what);
     }
-    let external = role.external_id.as_str();
-    let external_valid = external.is_empty()
-        || (2..=1224).contains(&external.len())
-            && external
-                .bytes()
-                .all(|b| b.is_ascii_alphanumeric() || b"+=,.@:/_-".contains(&b));
-    if !external_valid {
+    if !role.external_id.is_empty() {
         violations.add(
             "credential.aws_role.external_id",
-            "must be 2 to 1224 letters, digits and any of +=,.@:/_-",
+            "is made by the server: leave it out, and put the one of the created credential into the role's trust policy",
         );
     }
     CredentialSecret::Aws(aws::Credential::Role {
         role_arn: role.role_arn.clone(),
-        external_id: (!external.is_empty()).then(|| external.to_owned()),
-        session_name: format!("millrace-{id}").chars().take(MAX_SESSION_NAME).collect(),
+        external_id: Some(external_id()),
+        // Of the role as the source of others; a pipe's sessions have the pipe's name.
+        session_name: aws::session_name(&uid.to_string()),
+        source: Box::new(aws::Credential::Ambient),
     })
+}
+
+/// 160 random bits.
+fn external_id() -> String {
+    let random: [u8; 20] = rand::random();
+    let digits: String = random.iter().map(|byte| format!("{byte:02x}")).collect();
+    format!("millrace-{digits}")
+}
+
+/// The credential that a role is to be assumed with.
+pub fn source_credential(
+    given: &proto::Credential,
+    project: &ProjectName,
+    violations: &mut Violations,
+) -> Option<CredentialName> {
+    match &given.kind {
+        Some(Kind::AwsRole(role)) if !role.source_credential.is_empty() => credential_name(
+            &role.source_credential,
+            "credential.aws_role.source_credential",
+            project,
+            violations,
+        ),
+        _ => None,
+    }
 }
 
 fn clickhouse_user(user: &proto::ClickHouseUser, violations: &mut Violations) -> CredentialSecret {

@@ -92,6 +92,21 @@ fn polling(kinesis: &proto::KinesisSource, violations: &mut Violations) -> Polli
     }
 }
 
+/// The source of a pipe that there is not yet, of which it need not be said where it starts. Fields are named as in a pipe.
+pub fn planned_source(
+    mut kinesis: proto::KinesisSource,
+    context: Context<'_>,
+    violations: &mut Violations,
+) -> Option<KinesisSource> {
+    if kinesis.iterator_type() == proto::IteratorType::Unspecified {
+        kinesis.set_iterator_type(proto::IteratorType::TrimHorizon);
+    }
+    let given = proto::Source {
+        kind: Some(Kind::Kinesis(kinesis)),
+    };
+    source(Some(&given), context, violations)
+}
+
 /// How to read, and with whose consumer. The consumer must be one of the pipe's stream.
 fn fan_out(kinesis: &proto::KinesisSource, stream: Option<&StreamRef>, violations: &mut Violations) -> Option<FanOut> {
     let field = "pipe.source.kinesis.consumer_arn";

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use millrace_common::ids::CredentialUid;
 use millrace_common::pipe::{Compression, Delivery, PartitionBy, StartPosition, StreamRef};
 use proptest::prelude::*;
 
@@ -469,7 +470,7 @@ fn credentials_are_checked_without_being_repeated() {
             kind: Some(kind),
             ..Default::default()
         };
-        let secret = credential(&given, "aws", &mut violations);
+        let secret = credential(&given, CredentialUid::new(), &mut violations);
         let fields: Vec<String> = violations.fields().map(str::to_owned).collect();
         let shown = format!("{violations:?} {secret:?}");
         assert!(!shown.contains("canary"), "{shown}");
@@ -500,7 +501,7 @@ fn credentials_are_checked_without_being_repeated() {
     let role = |arn: &str| {
         Kind::AwsRole(proto::AwsRole {
             role_arn: arn.into(),
-            external_id: String::new(),
+            ..Default::default()
         })
     };
     assert_eq!(check(role("arn:aws:iam::123456789012:role/reader")), (true, vec![]));

@@ -140,6 +140,7 @@ impl Plane {
                 uid: CredentialUid::new(),
                 display_name: String::new(),
                 secret,
+                source: None,
             };
             // The second pipe finds them there.
             let _ = self.store.create_credential(new).await;

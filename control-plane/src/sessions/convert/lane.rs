@@ -95,11 +95,13 @@ fn aws_credential(credential: &aws::Credential) -> v1::AwsCredential {
             role_arn,
             external_id,
             session_name,
-        } => Kind::Role(v1::AwsRole {
+            source,
+        } => Kind::Role(Box::new(v1::AwsRole {
             role_arn: role_arn.clone(),
             external_id: external_id.clone().unwrap_or_default(),
             session_name: session_name.clone(),
-        }),
+            source: Some(Box::new(aws_credential(source))),
+        })),
         aws::Credential::Ambient => Kind::Ambient(v1::AwsAmbient {}),
     };
     v1::AwsCredential { kind: Some(kind) }

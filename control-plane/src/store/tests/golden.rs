@@ -226,6 +226,7 @@ fn credential_kinds() {
                 role_arn: "arn:aws:iam::123456789012:role/x".to_owned(),
                 external_id: None,
                 session_name: "millrace".to_owned(),
+                source: None,
             },
             CredentialKind::AwsAmbient,
             CredentialKind::ClickHouseUser {

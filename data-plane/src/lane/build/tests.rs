@@ -8,6 +8,7 @@ use std::{
 
 use futures::FutureExt as _;
 use millrace_common::{
+    aws,
     batch::OpenBatch,
     ids::Epoch,
     pipe::{Delivery, MappedColumn},
@@ -58,7 +59,11 @@ fn recipe_for(compression: Compression) -> Arc<Recipe> {
     };
     Arc::new(
         runtime
-            .block_on(Recipe::make(Arc::new(spec), kinesis::Limits::default()))
+            .block_on(Recipe::make(
+                Arc::new(spec),
+                kinesis::Limits::default(),
+                &aws::Settings::default(),
+            ))
             .expect("a good specification"),
     )
 }

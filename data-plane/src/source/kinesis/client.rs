@@ -30,6 +30,7 @@ use crate::source::{HashKeyRange, Record};
 #[derive(Debug, Clone)]
 pub struct Client {
     sdk: aws_sdk_kinesis::Client,
+    identity: aws::Identity,
     channels: Channels,
     described: Arc<Mutex<Option<Described>>>,
     /// The consumer that was looked up, by its name: its ARN, or nothing where it was not ready.
@@ -103,14 +104,22 @@ impl Client {
             max_attempts: 1,
             ..access.clone()
         };
-        let config = aws_sdk_kinesis::config::Builder::from(&aws::config(&access).await);
+        let (config, identity) = aws::connect(&access).await;
+        let config = aws_sdk_kinesis::config::Builder::from(&config);
         Self {
+            identity,
             sdk: aws_sdk_kinesis::Client::from_conf(config.clone().http_client(Tap::new(tap::https())).build()),
             channels: Channels::new(config),
             described: Arc::default(),
             consumer: Arc::default(),
             listing: Arc::default(),
         }
+    }
+
+    /// A call that began at `started` was refused because of who made it: the next one is made with a session that is newer,
+    /// if there can be one. All who share the session may say so; it is given up once.
+    pub(super) async fn renew_identity(&self, started: Instant) {
+        self.identity.renew(started).await;
     }
 
     /// Connections for subscriptions.

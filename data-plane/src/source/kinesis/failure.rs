@@ -6,7 +6,10 @@ use aws_sdk_kinesis::{
     config::http::HttpResponse,
     error::{DisplayErrorContext, ProvideErrorMetadata, SdkError},
 };
-use millrace_common::reason;
+use millrace_common::{
+    aws::{identity_error, policy},
+    reason,
+};
 
 /// How much of a peer's message is shown.
 const MESSAGE_CHARS: usize = 600;
@@ -32,6 +35,8 @@ pub(super) enum Kind {
     Denied,
     /// The identity itself is not accepted.
     Credential,
+    /// There is no identity to call with: no role, or none that may be used. With its stable reason.
+    Nobody(&'static str),
     /// The request is malformed.
     Refused,
 }
@@ -46,12 +51,12 @@ impl Kind {
             Kind::InvalidArgument => reason::SOURCE_POSITION_EXPIRED,
             Kind::Denied => reason::SOURCE_ACCESS_DENIED,
             Kind::Credential => reason::SOURCE_CREDENTIAL_INVALID,
+            Kind::Nobody(reason) => reason,
             Kind::Refused => reason::INTERNAL,
         }
     }
 
-    /// What to do about it.
-    pub(super) fn remedy(self) -> &'static str {
+    fn remedy(self) -> &'static str {
         match self {
             Kind::Throttled => "other readers use up the shard's limits: read with fewer of them, or split the shard",
             Kind::ExpiredIterator | Kind::Transient | Kind::Malformed => {
@@ -62,11 +67,9 @@ impl Kind {
             Kind::InvalidArgument => {
                 "the position is kept; check that the stream is the one that the pipe was made for"
             }
-            Kind::Denied => {
-                "allow kinesis:GetShardIterator, kinesis:GetRecords, kinesis:ListShards and kinesis:DescribeStreamSummary on \
-                 the stream, and kms:Decrypt on its key"
-            }
+            Kind::Denied => "allow it",
             Kind::Credential => "correct the credential; where a role is assumed, check its trust policy",
+            Kind::Nobody(_) => "Millrace keeps trying",
             Kind::Refused => "this is a defect of Millrace: please report it",
         }
     }
@@ -84,6 +87,18 @@ pub(super) struct Failure {
 }
 
 impl Failure {
+    /// What to do about it. What is missing is named as IAM names it.
+    pub(super) fn remedy(&self) -> String {
+        match self.kind {
+            Kind::Denied if self.message.starts_with("KMS") => format!(
+                "allow {} on the stream's key, and see that the key is enabled; Millrace keeps trying",
+                policy::DECRYPT
+            ),
+            Kind::Denied => format!("allow kinesis:{} on the stream; Millrace keeps trying", self.call),
+            kind => kind.remedy().to_owned(),
+        }
+    }
+
     pub(super) fn transient(call: &'static str, message: impl Into<String>) -> Self {
         Self {
             call,
@@ -105,6 +120,18 @@ impl Failure {
     where
         E: std::error::Error + ProvideErrorMetadata + 'static,
     {
+        if let Some(nobody) = identity_error(error) {
+            let kind = if nobody.is_transient() {
+                Kind::Transient
+            } else {
+                Kind::Nobody(nobody.reason())
+            };
+            return Self {
+                call,
+                kind,
+                message: nobody.to_string(),
+            };
+        }
         let (kind, message) = match error {
             SdkError::ServiceError(service) => {
                 let (status, error) = (service.raw().status().as_u16(), service.err());

@@ -190,6 +190,8 @@ pub(super) struct Machine {
     shard_not_found: u32,
     invalid_arguments: u32,
     expired_iterators: u32,
+    /// The identity was not accepted, and nothing has answered since: a new session does not help.
+    identity_renewed: bool,
     stall: Option<Stall>,
     empty_at_tip: u32,
     /// All records that arrived before this lie before the position.
@@ -232,6 +234,7 @@ impl Machine {
             shard_not_found: 0,
             invalid_arguments: 0,
             expired_iterators: 0,
+            identity_renewed: false,
             stall: None,
             empty_at_tip: 0,
         }
@@ -571,6 +574,7 @@ impl Machine {
         self.shard_not_found = 0;
         self.invalid_arguments = 0;
         self.expired_iterators = 0;
+        self.identity_renewed = false;
     }
 
     /// Gives up an iterator that brings nothing although the shard holds something. Many empty answers in a row are
@@ -634,7 +638,12 @@ impl Machine {
                 (Some(Brake::Refused), true)
             }
             Kind::InvalidArgument => self.invalid_argument(failure, lasted)?,
-            Kind::Denied | Kind::Credential => {
+            // A session may have come to its end: the next call is made with a new one.
+            Kind::Credential | Kind::Nobody(_) if !std::mem::replace(&mut self.identity_renewed, true) => {
+                self.iterator = None;
+                (Some(Brake::Failed), false)
+            }
+            Kind::Denied | Kind::Credential | Kind::Nobody(_) => {
                 self.iterator = None;
                 (Some(Brake::Refused), true)
             }
@@ -650,7 +659,7 @@ impl Machine {
         }
         if shown {
             let permanent = matches!(brake, Some(Brake::Refused));
-            let message = format!("{}; {}", describe(failure), failure.kind.remedy());
+            let message = format!("{}; {}", describe(failure), failure.remedy());
             self.trouble = Some(Trouble {
                 reason: failure.kind.reason(),
                 message,

@@ -47,6 +47,8 @@ pub(super) async fn run(rounds: usize) -> anyhow::Result<()> {
             session_token: None,
         },
         max_attempts: 1,
+        scope: None,
+        settings: millrace_common::aws::Settings::default(),
     };
     let (mut stock, mut ours) = (Vec::new(), Vec::new());
     for round in 0..=rounds {

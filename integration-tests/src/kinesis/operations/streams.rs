@@ -45,6 +45,7 @@ pub(in super::super) fn new_settings() -> Settings {
         retention_hours: MIN_RETENTION_HOURS,
         max_record_kib: MIN_RECORD_KIB,
         tags: BTreeMap::new(),
+        key_arn: None,
     }
 }
 
@@ -117,7 +118,7 @@ pub(super) fn describe_summary(account: &Account, body: &[u8]) -> Result<Reply, 
 /// What DescribeStream and DescribeStreamSummary have in common.
 pub(super) fn describe(stream: &Stream, now_ms: i64) -> Value {
     let settings = stream.settings();
-    json!({
+    let mut description = json!({
         "StreamName": stream.identity.name,
         "StreamARN": stream.identity.arn,
         "StreamStatus": stream.status(now_ms).name(),
@@ -126,7 +127,12 @@ pub(super) fn describe(stream: &Stream, now_ms: i64) -> Value {
         "StreamCreationTimestamp": stream.identity.created_s as f64,
         "EnhancedMonitoring": [{ "ShardLevelMetrics": [] }],
         "EncryptionType": "NONE",
-    })
+    });
+    if let Some(key_arn) = settings.key_arn {
+        description["EncryptionType"] = "KMS".into();
+        description["KeyId"] = key_arn.into();
+    }
+    description
 }
 
 #[derive(Deserialize)]

@@ -18,6 +18,7 @@ fn stream(shards: u32) -> Stream {
         retention_hours: MIN_RETENTION_HOURS,
         max_record_kib: MIN_RECORD_KIB,
         tags: BTreeMap::new(),
+        key_arn: None,
     };
     Stream::create(identity, shards, settings, NOW, Duration::ZERO)
 }
