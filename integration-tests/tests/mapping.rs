@@ -348,3 +348,22 @@ async fn what_producers_pack_is_unpacked() -> anyhow::Result<()> {
     assert_eq!(lengths, [bytes.to_string()]);
     Ok(())
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_record_of_ten_mebibytes_is_a_row() -> anyhow::Result<()> {
+    let bed = Bed::start().await?;
+    // The largest that a stream can be set to take, in characters of two bytes, and small ones around it.
+    let framing = r#"{"id":2,"text":""}"#.len();
+    let text = "é".repeat(((10 << 20) - framing) / 2);
+    let large = format!(r#"{{"id":2,"text":"{text}"}}"#);
+    bed.put(&[r#"{"id":1,"text":"a"}"#, &large, r#"{"id":3,"text":"b"}"#])?;
+    let pipe = bed.pipe("large", &[("id", "UInt64"), ("text", "String")]);
+    let totals = bed.run("large", pipe, 3).await?;
+    assert_eq!((totals.rows, totals.rejected_records), (3, 0));
+    assert_eq!(
+        bed.lines("SELECT id, lengthUTF8(text), text = repeat('é', lengthUTF8(text)) FROM db.large ORDER BY id FORMAT JSONCompactEachRow")
+            .await?,
+        ["[1,1,0]".to_owned(), format!("[2,{},1]", text.len() / 2), "[3,1,0]".to_owned()]
+    );
+    Ok(())
+}

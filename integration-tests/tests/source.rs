@@ -13,11 +13,12 @@ use millrace_common::ids::{SequenceNumber, ShardId};
 use millrace_common::pipe::StreamIdentity;
 use millrace_common::position::Position;
 use millrace_common::reason;
-use millrace_data_plane::source::kinesis::{Client, Counters, Reader, ReaderOptions, Stop};
+use millrace_data_plane::source::kinesis::{Client, Counters, HashKeys, Reader, ReaderOptions, Stop};
 use millrace_data_plane::source::{self, Budget, Page, Record, Trouble};
 use millrace_integration_tests::kinesis::referee::Referee;
 use millrace_integration_tests::kinesis::{
-    Call, Clock, Emulator, Error, ErrorKind, Handle, Interceptor, Operation, Options, Placed, Put, StreamSpec,
+    Call, Clock, Emulator, Error, ErrorKind, Fault, Handle, Interceptor, Operation, Options, Placed, Put, Rule,
+    StreamSpec,
 };
 use millrace_integration_tests::process::eventually;
 use parking_lot::Mutex;
@@ -500,6 +501,85 @@ async fn missing_rights_are_shown_and_heal() -> Result<()> {
     ensure!(reading.records(10).await?.len() == 10);
     reading.trouble(None).await?;
     reading.stop().await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_aggregate_waits_for_hash_keys_only_if_they_decide_about_it() -> Result<()> {
+    let bed = Bed::new(1, Options::default()).await?;
+    let like_an_aggregate = [b"\xF3\x89\x9A\xC2".as_slice(), b"{}"].concat();
+    bed.kinesis
+        .put_records_direct(STREAM, [Put::new("key", &like_an_aggregate)])?;
+    let start = |hash_keys| -> Result<Reading> {
+        let mut options = bed.options(&shard_id(0), Position::TrimHorizon)?;
+        options.hash_keys = hash_keys;
+        Ok(Reading::start(bed.client.clone(), options, Budget::new(64 * MIB), 4))
+    };
+    for (kind, reason) in [
+        (ErrorKind::AccessDenied, reason::SOURCE_ACCESS_DENIED),
+        (ErrorKind::InvalidArgument, reason::SOURCE_UNREACHABLE),
+        (ErrorKind::ExpiredNextToken, reason::SOURCE_UNREACHABLE),
+        (ErrorKind::ResourceNotFound, reason::SOURCE_UNREACHABLE),
+        (ErrorKind::InternalFailure, reason::SOURCE_UNREACHABLE),
+    ] {
+        bed.kinesis
+            .script(Rule::on_call(Operation::ListShards, Fault::Error(kind)));
+        let mut reading = start(HashKeys::Decide)?;
+        let (pages, end) = reading.rest().await?;
+        let Err(error) = end else { bail!("{kind:?}: {end:?}") };
+        ensure!(
+            matches!(error, source::Error::HashKeysUnknown { .. }),
+            "{kind:?}: {error}"
+        );
+        ensure!(error.reason() == reason, "{kind:?}: {error:?}");
+        ensure!(
+            pages.iter().all(|page| page.records.is_empty()),
+            "{kind:?}: it has gone on"
+        );
+        for indifferent in [HashKeys::Count, HashKeys::Unused] {
+            let mut reading = start(indifferent)?;
+            let page = reading.page().await?.context("a page")?;
+            ensure!(page.records.len() == 1 && page.hash_keys.is_none(), "{kind:?}");
+            reading.stop().await?;
+        }
+        bed.kinesis.clear_script();
+    }
+    for asking in [HashKeys::Decide, HashKeys::Count] {
+        let mut reading = start(asking)?;
+        let page = reading.page().await?.context("a page")?;
+        ensure!(page.records.len() == 1 && page.hash_keys.is_some(), "{asking:?}");
+        reading.stop().await?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_ails_the_key_of_a_stream_is_shown_and_heals() -> Result<()> {
+    let kinds = [
+        (ErrorKind::KmsAccessDenied, Some("kms:Decrypt")),
+        (ErrorKind::KmsDisabled, Some("key")),
+        (ErrorKind::KmsInvalidState, Some("key")),
+        (ErrorKind::KmsNotFound, Some("key")),
+        (ErrorKind::KmsOptInRequired, Some("key")),
+        (ErrorKind::KmsThrottling, None),
+    ];
+    for (kind, remedy) in kinds {
+        let bed = Bed::new(1, Options::default()).await?;
+        bed.put(0..10, 10)?;
+        let fault = Fault::Error(kind);
+        let strikes = bed.kinesis.script(Rule::on_call(Operation::GetRecords, fault).times(2));
+        let mut reading = bed.read(&shard_id(0), Position::TrimHorizon)?;
+        if let Some(remedy) = remedy {
+            let shown = reading.trouble(Some(reason::SOURCE_ACCESS_DENIED)).await?;
+            let message = shown.with_context(|| format!("{kind:?} is not shown"))?.message;
+            ensure!(message.contains(remedy), "{kind:?}: {message}");
+        }
+        let records = reading.records(10).await?;
+        ensure!(numbers(&records) == (0..10).collect::<Vec<_>>(), "{kind:?}");
+        reading.trouble(None).await?;
+        ensure!(strikes.count() == 2, "{kind:?}");
+        reading.stop().await?;
+    }
     Ok(())
 }
 

@@ -112,3 +112,35 @@ fn every_file_says_what_it_is() {
         .collect();
     assert!(silent.is_empty(), "files without a header:\n{}", silent.join("\n"));
 }
+
+/// The tests that `docs/faults.md` names are there, so that a promise does not outlive its proof.
+#[test]
+fn promises_name_tests_that_exist() {
+    let root = repository();
+    let text = fs::read_to_string(root.join("docs/faults.md")).expect("the document");
+    let mut files = Vec::new();
+    for directory in ["integration-tests/tests", "data-plane/src"] {
+        sources(&root.join(directory), &mut files);
+    }
+    let code: String = files
+        .iter()
+        .map(|file| fs::read_to_string(file).expect("readable source"))
+        .collect();
+    // Names of tests are sentences; names of files and settings are not.
+    let is_test = |word: &&str| {
+        word.matches('_').count() >= 3
+            && word
+                .bytes()
+                .all(|byte| byte.is_ascii_lowercase() || byte == b'_' || byte.is_ascii_digit())
+    };
+    let named: Vec<&str> = text.split('`').filter(is_test).collect();
+    assert!(named.len() > 30, "{named:?}");
+    let missing: Vec<_> = named
+        .iter()
+        .filter(|name| !code.contains(&format!("fn {name}(")))
+        .collect();
+    assert!(
+        missing.is_empty(),
+        "docs/faults.md names tests that are not there: {missing:?}"
+    );
+}

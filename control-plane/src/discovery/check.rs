@@ -21,7 +21,7 @@ use millrace_common::{
             GET_SHARD_ITERATOR, LIST_SHARDS, REGISTER_CONSUMER, SUBSCRIBE, Usage,
         },
     },
-    pipe::{KinesisSource, StreamRef},
+    pipe::{FanOut, KinesisSource, StreamRef},
     reason,
 };
 use uuid::Uuid;
@@ -115,17 +115,18 @@ fn judge(action: &'static str, code: &str, stream: &str) -> Finding {
             finding.message = format!("AWS refuses it ({code})");
             finding.remedy = format!("allow {action} on {stream}");
         }
-        // Of a call that was let through: what it is about is not there, or there are too many such calls.
-        "ResourceNotFoundException"
-        | "ResourceInUseException"
-        | "ProvisionedThroughputExceededException"
-        | "LimitExceededException"
-        | "ExpiredIteratorException" => finding.message = format!("a call was let through ({code})"),
+        // Of a call that was let through: what it is about is not there, or not in that state.
+        "ResourceNotFoundException" | "ResourceInUseException" | "ExpiredIteratorException" => {
+            finding.message = format!("a call was let through ({code})");
+        }
         code if code.starts_with("KMS") => finding.message = "a call was let through, as far as the key".to_owned(),
         code => {
             finding.verdict = Verdict::Unknown;
             finding.reason = match code {
-                "ThrottlingException" => reason::SOURCE_THROTTLED,
+                // Perhaps before it was asked who calls.
+                "ThrottlingException" | "ProvisionedThroughputExceededException" | "LimitExceededException" => {
+                    reason::SOURCE_THROTTLED
+                }
                 "ExpiredTokenException"
                 | "UnrecognizedClientException"
                 | "InvalidSignatureException"
@@ -218,7 +219,13 @@ async fn try_all(access: &Access, source: &KinesisSource, consumer: Option<&str>
     let usage = usage(source);
     match (usage, arn) {
         (Usage::Poll, _) => {}
-        (_, Some(arn)) => fan_out(&client, &arn, usage, consumer, findings).await,
+        (_, Some(arn)) => {
+            let own = match &source.fan_out {
+                Some(FanOut::Consumer(arn)) => Some(arn.as_str()),
+                _ => None,
+            };
+            fan_out(&client, &arn, usage, consumer, own, findings).await;
+        }
         (_, None) => {
             let rest = wanted(usage).into_iter().skip(4);
             findings.extend(rest.map(|action| unknown(action, "the stream's ARN is not known: give it as stream_arn")));
@@ -316,7 +323,15 @@ fn decrypt(
     }
 }
 
-async fn fan_out(client: &Client, arn: &str, usage: Usage, consumer: Option<&str>, findings: &mut Vec<Finding>) {
+/// `consumer` is the name of the pipe's own, `own` the ARN of one that the user has registered.
+async fn fan_out(
+    client: &Client,
+    arn: &str,
+    usage: Usage,
+    consumer: Option<&str>,
+    own: Option<&str>,
+    findings: &mut Vec<Finding>,
+) {
     // Nobody has it.
     let nobody = format!("millrace-check-{}", Uuid::new_v4());
     let mut registered = false;
@@ -333,11 +348,12 @@ async fn fan_out(client: &Client, arn: &str, usage: Usage, consumer: Option<&str
     let any_position = StartingPosition::builder().r#type(ShardIteratorType::Latest).build();
     let call = client
         .subscribe_to_shard()
-        .consumer_arn(format!("{arn}/consumer/{nobody}:1"))
+        .consumer_arn(own.map_or_else(|| format!("{arn}/consumer/{nobody}:1"), str::to_owned))
         .shard_id(NO_SHARD)
         .set_starting_position(any_position.ok());
     let subscribed = came(SUBSCRIBE, call.send().await);
-    findings.push(seen(SUBSCRIBE, &subscribed, &format!("{arn}/consumer/*")));
+    let consumers = own.map_or_else(|| format!("{arn}/consumer/*"), str::to_owned);
+    findings.push(seen(SUBSCRIBE, &subscribed, &consumers));
     if usage != Usage::ManagedFanOut {
         return;
     }
@@ -369,7 +385,7 @@ mod tests {
         for (code, verdict) in [
             ("AccessDeniedException", Verdict::Denied),
             ("ResourceNotFoundException", Verdict::Allowed),
-            ("ProvisionedThroughputExceededException", Verdict::Allowed),
+            ("ProvisionedThroughputExceededException", Verdict::Unknown),
             ("KMSAccessDeniedException", Verdict::Allowed),
             ("InvalidArgumentException", Verdict::Unknown),
             ("ExpiredTokenException", Verdict::Unknown),

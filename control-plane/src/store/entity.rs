@@ -40,7 +40,7 @@ pub mod pipe {
         pub effective: Option<String>,
         pub created_millis: i64,
         pub updated_millis: i64,
-        /// Highest epoch of the shards that were forgotten.
+        /// Above the epochs of all shards that were forgotten; where shards that are added begin.
         pub epoch_floor: i64,
     }
     entity!();

@@ -231,7 +231,7 @@ async fn forget_batch(transaction: &DatabaseTransaction, uid: &str, batch: &str)
     expect_rows(1, row.exec(transaction).await?.rows_affected)
 }
 
-/// Forgets shards, and keeps their highest epoch: requests of who held them must not be good for shards that are given
+/// Forgets shards, and keeps the epoch after their highest: requests of who held them must not be good for shards that are given
 /// these names later, as those of a recreated stream are.
 async fn forget_shards(
     transaction: &DatabaseTransaction,
@@ -243,10 +243,10 @@ async fn forget_shards(
         forget_shard(transaction, &pipe.uid, shard).await?;
     }
     let epochs = shards.iter().filter_map(|shard| ledger.shards.get(shard));
-    let Some(highest) = epochs.map(|row| row.epoch.0).max() else {
+    let Some(highest) = epochs.map(|row| row.epoch).max() else {
         return Ok(());
     };
-    let floor = Ord::max(to_number("pipes.epoch_floor", highest)?, pipe.epoch_floor);
+    let floor = Ord::max(to_number("pipes.epoch_floor", highest.next().0)?, pipe.epoch_floor);
     let update = pipe::Entity::update_many()
         .col_expr(pipe::Column::EpochFloor, Expr::value(floor))
         .filter(pipe::Column::Uid.eq(pipe.uid.as_str()));

@@ -29,10 +29,10 @@ const MAX_ROW_BYTES: usize = 32 << 20;
 const MEASURE_AFTER_DOCUMENTS: u64 = 256;
 /// So many times the length of what came so far, all messages of an aggregate together, is read in vain before the rest is refused.
 const MAX_VAIN_READINGS: usize = 4;
-/// So many times the length of a message is written for the rows of the documents that it wraps, and [`LEAST_WRITTEN_BYTES`], before
-/// its rest is refused: what is around them is in each row. A log event with the longest names that there are needs 22.
+/// So many times the length of what came so far is written for the rows of the documents in it, and [`LEAST_WRITTEN_BYTES`], before
+/// the rest is refused: what is around them is in each row. A log event with the longest names that there are needs 22.
 const MAX_WRITTEN: usize = 32;
-/// A small message is not worth counting.
+/// A small record is not worth counting.
 const LEAST_WRITTEN_BYTES: usize = 1 << 20;
 
 /// A part of a record that is no row.
@@ -63,6 +63,8 @@ struct Progress {
     given: usize,
     /// Bytes that were read and then refused.
     vain: usize,
+    /// Bytes of rows that were written out of envelopes.
+    written: usize,
     /// Size of the block when it was first looked at.
     row_bytes: Option<usize>,
     /// What is around the documents of a message was written too often.
@@ -272,7 +274,6 @@ impl Decoder {
             return progress.refuse(fail.into_rejection(message), message, report);
         }
         let mut opener = std::mem::take(&mut self.opener);
-        let (mut written, allowed) = (0, MAX_WRITTEN * message.len() + LEAST_WRITTEN_BYTES);
         let opened = opener.open(envelope, message, self.plan.wants_about, &mut |document| {
             if progress.is_exhausted {
                 progress.refuse_rest(document.rest, 0, report);
@@ -285,8 +286,8 @@ impl Decoder {
                     progress.refuse(fail.into_rejection(document.row), document.text, report);
                 }
             }
-            written += document.row.len();
-            progress.wrote_too_much = written > allowed;
+            progress.written += document.row.len();
+            progress.wrote_too_much = progress.written > MAX_WRITTEN * progress.given + LEAST_WRITTEN_BYTES;
             progress.is_exhausted =
                 progress.wrote_too_much || progress.refused >= MAX_REFUSED || progress.has_become_too_much(block);
             true

@@ -439,8 +439,17 @@ impl Plan {
     }
 
     fn add_key(&mut self, column: usize, key: &str) {
-        let slot = self.slot(key);
-        self.uses[slot].columns.push(column);
+        // What is around a document is no key of it: a document must not be able to say it in place of its envelope.
+        let is_around = self.envelope.is_some()
+            && self.flat.is_none()
+            && key
+                .as_bytes()
+                .strip_prefix(envelope::ABOUT)
+                .is_some_and(|rest| rest.starts_with(b"."));
+        if !is_around {
+            let slot = self.slot(key);
+            self.uses[slot].columns.push(column);
+        }
         if let Some(flat) = &mut self.flat {
             flat.enter(key);
             return;

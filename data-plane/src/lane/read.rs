@@ -61,6 +61,7 @@ impl Lane {
                 .paced(recipe.limits, self.budget.total());
             options.complete_until = shard.progress.complete_until();
             options.end = recipe.spec.source.end;
+            options.hash_keys = recipe.hash_keys();
             options.clock = self.context.clock.clone();
             let mut reader = Reader::new(recipe.client.clone(), options);
             if let Some(consumer) = &recipe.spec.source.consumer {
@@ -188,7 +189,9 @@ pub(super) fn data_gap(error: &source::Error, position: &Position, batch: Option
             shard_gone: false,
             message: error.to_string(),
         }),
-        source::Error::StreamRecreated { .. } | source::Error::Refused { .. } => None,
+        source::Error::StreamRecreated { .. }
+        | source::Error::HashKeysUnknown { .. }
+        | source::Error::Refused { .. } => None,
     }
 }
 

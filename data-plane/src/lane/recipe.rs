@@ -3,14 +3,19 @@
 use std::sync::Arc;
 
 use millrace_common::{
-    aws, clickhouse::DataType, ids::Revision, json_pointer::JsonPointerError, pipe::MappedColumn, reason,
+    aws,
+    clickhouse::DataType,
+    ids::Revision,
+    json_pointer::JsonPointerError,
+    pipe::{MappedColumn, OutOfRangePolicy},
+    reason,
 };
 
 use super::{fault::Fault, spec::Spec};
 use crate::{
     decode::{self, FieldSource, Options, Plan, VirtualColumn},
     sink::clickhouse::{Access, Sink},
-    source::kinesis::{Client, Limits},
+    source::kinesis::{Client, HashKeys, Limits},
 };
 
 /// How batches of one revision are made.
@@ -60,6 +65,24 @@ impl Recipe {
             limits,
             sink,
         })
+    }
+
+    /// What hash keys of shards are for.
+    pub(super) fn hash_keys(&self) -> HashKeys {
+        let decoding = &self.spec.decoding;
+        match decoding.on_out_of_range {
+            _ if decoding.keep_packed => HashKeys::Unused,
+            OutOfRangePolicy::Keep => HashKeys::Count,
+            OutOfRangePolicy::Drop | OutOfRangePolicy::Reject => HashKeys::Decide,
+        }
+    }
+
+    /// The same for what was counted before.
+    pub(super) fn hash_keys_of_a_replay(&self) -> HashKeys {
+        match self.hash_keys() {
+            HashKeys::Count => HashKeys::Unused,
+            decided => decided,
+        }
     }
 
     /// Its revision.

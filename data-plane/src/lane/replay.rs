@@ -228,6 +228,7 @@ fn options(recipe: &Recipe, batch: &OpenBatch, slice: &Slice, means: &Means, pay
     options.first = batch.terms.firsts.get(&slice.shard).cloned();
     options.complete_until = means.complete_until.get(&slice.shard).copied();
     options.clock = means.clock.clone();
+    options.hash_keys = recipe.hash_keys_of_a_replay();
     options
 }
 

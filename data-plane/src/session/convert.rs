@@ -247,7 +247,12 @@ fn source(source: wire::KinesisSource) -> Result<Source, Error> {
         },
         access: aws::Access {
             scope: Some(scope),
-            ..aws::Access::new(source.region, optional(source.endpoint), credential(kind), AWS_ATTEMPTS)
+            ..aws::Access::new(
+                source.region,
+                optional(source.endpoint),
+                credential(kind)?,
+                AWS_ATTEMPTS,
+            )
         },
         end: optional_time("kinesis.end_timestamp", source.end_timestamp.as_ref())?,
         consumer: match (optional(source.consumer_arn), optional(source.consumer_name)) {
@@ -263,9 +268,10 @@ fn source(source: wire::KinesisSource) -> Result<Source, Error> {
     })
 }
 
-fn credential(kind: wire::aws_credential::Kind) -> aws::Credential {
+/// The credential. A role that does not say who assumes it is none: whom this worker does not know must not become itself.
+fn credential(kind: wire::aws_credential::Kind) -> Result<aws::Credential, Error> {
     use wire::aws_credential::Kind;
-    match kind {
+    Ok(match kind {
         Kind::Keys(keys) => aws::Credential::Keys {
             access_key_id: keys.access_key_id,
             secret_access_key: keys.secret_access_key.into(),
@@ -275,14 +281,13 @@ fn credential(kind: wire::aws_credential::Kind) -> aws::Credential {
             role_arn: role.role_arn,
             external_id: optional(role.external_id),
             session_name: role.session_name,
-            source: Box::new(
-                role.source
-                    .and_then(|source| source.kind)
-                    .map_or(aws::Credential::Ambient, credential),
-            ),
+            source: Box::new(credential(set(
+                "kinesis.credential.role.source",
+                role.source.and_then(|source| source.kind),
+            )?)?),
         },
         Kind::Ambient(wire::AwsAmbient {}) => aws::Credential::Ambient,
-    }
+    })
 }
 
 fn destination(destination: wire::ClickHouseDestination) -> Destination {

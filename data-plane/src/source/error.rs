@@ -16,6 +16,9 @@ use millrace_common::{
 /// How long to wait before a reader that ended is worth another try: a person has to do something first.
 const PROBE: Duration = Duration::from_secs(60);
 
+/// The same for what may pass by itself.
+const SOON: Duration = Duration::from_secs(10);
+
 /// Why a reader ended before its shard did.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
@@ -51,6 +54,18 @@ pub enum Error {
         /// What was found instead.
         found: String,
     },
+    /// Records are there, and what is to become of messages in them is not known yet: no position is at fault.
+    #[error(
+        "the hash keys of {shard}, which tell its own messages of an aggregate from others, are not known: {message}"
+    )]
+    HashKeysUnknown {
+        /// The shard.
+        shard: ShardId,
+        /// What Kinesis answered, and what to do.
+        message: String,
+        /// Stable reason.
+        reason: &'static str,
+    },
     /// Kinesis calls a request malformed, so it would be every time.
     #[error("Kinesis refuses a request as invalid: {message}")]
     Refused {
@@ -64,6 +79,7 @@ impl Error {
     pub fn fault(&self) -> Fault {
         match self {
             Error::StreamRecreated { .. } | Error::PositionExpired { .. } | Error::RecordMissing { .. } => Fault::User,
+            Error::HashKeysUnknown { .. } => Fault::External,
             Error::Refused { .. } => Fault::Internal,
         }
     }
@@ -72,6 +88,7 @@ impl Error {
     pub fn retry(&self) -> Retry {
         match self {
             Error::StreamRecreated { .. } | Error::PositionExpired { .. } | Error::RecordMissing { .. } => Retry::Never,
+            Error::HashKeysUnknown { .. } => Retry::After(SOON),
             Error::Refused { .. } => Retry::After(PROBE),
         }
     }
@@ -81,6 +98,7 @@ impl Error {
         match self {
             Error::StreamRecreated { .. } => reason::SOURCE_STREAM_RECREATED,
             Error::PositionExpired { .. } | Error::RecordMissing { .. } => reason::SOURCE_POSITION_EXPIRED,
+            Error::HashKeysUnknown { reason, .. } => reason,
             Error::Refused { .. } => reason::INTERNAL,
         }
     }
@@ -98,6 +116,9 @@ impl Error {
             Error::RecordMissing { .. } => {
                 "its rows may be in the table or not; give it up and go on with `millrace pipe reset-position PIPE --to \
                  trim-horizon --abandon-open-batches`, or set settings.on_data_gap to RESUME"
+            }
+            Error::HashKeysUnknown { .. } => {
+                "see that kinesis:ListShards is allowed on the stream; nothing is lost, and Millrace tries again by itself"
             }
             Error::Refused { .. } => "this is a defect of Millrace: please report it with the worker's log",
         }

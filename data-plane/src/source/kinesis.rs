@@ -67,6 +67,9 @@ use super::{Budget, Error, HashKeyRange, Page, Permit, Record, ShardEnd, Trouble
 /// stop a shard for ever.
 const CALL_DEADLINE: Duration = Duration::from_secs(90);
 
+/// Where messages of other shards are only counted, a lookup that failed is not repeated before that.
+const COUNT_AGAIN: Duration = Duration::from_secs(60);
+
 /// A consumer that is not ready is not worth a word before that has lasted this long.
 const SHOW_UNREADY_AFTER: Duration = Duration::from_secs(30);
 
@@ -93,8 +96,21 @@ pub struct ReaderOptions {
     pub complete_until: Option<Timestamp>,
     /// Records that arrived then or later are not read: the end of a backfill.
     pub end: Option<Timestamp>,
+    /// What the shard's hash keys are looked up for.
+    pub hash_keys: HashKeys,
     /// Tells how old a position is.
     pub clock: Clock,
+}
+
+/// What the hash keys of a shard are for, where a record is an aggregate of messages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HashKeys {
+    /// Nobody asks for them.
+    Unused,
+    /// Messages of other shards are counted and nothing else: reading does not wait for it.
+    Count,
+    /// They decide what becomes of messages, so no aggregate goes on without them.
+    Decide,
 }
 
 impl ReaderOptions {
@@ -111,6 +127,7 @@ impl ReaderOptions {
             record_bytes: None,
             complete_until: None,
             end: None,
+            hash_keys: HashKeys::Unused,
             clock: Clock::System,
         }
     }
@@ -225,6 +242,9 @@ pub struct Reader {
     counters: Arc<Counters>,
     /// Hash keys of the shard, once they were needed.
     hash_keys: Option<HashKeyRange>,
+    wants_hash_keys: HashKeys,
+    /// They could not be had, and are not asked for again before this.
+    no_hash_keys_until: Option<Instant>,
     vitals: Vitals,
 }
 
@@ -234,6 +254,8 @@ impl Reader {
         Self {
             client,
             stream_arn: options.stream.arn.clone(),
+            wants_hash_keys: options.hash_keys,
+            no_hash_keys_until: None,
             machine: Machine::new(options, Instant::now()),
             trouble: watch::Sender::new(None),
             answered: false,
@@ -360,7 +382,10 @@ impl Reader {
             };
             permit.resize(accepted.cost);
             let stop = accepted.stop();
-            self.look_up_hash_keys(&accepted.records).await?;
+            if self.hash_keys.is_none() && accepted.records.iter().any(Record::may_be_aggregate) {
+                // On the heap, as it is rarely needed.
+                Box::pin(self.look_up_hash_keys()).await?;
+            }
             let page = Page {
                 shard: self.machine.shard().clone(),
                 records: accepted.records,
@@ -385,26 +410,48 @@ impl Reader {
         }
     }
 
-    /// Whether messages of an aggregate belong to the shard is decided by its hash keys, so no aggregate goes on without them:
-    /// what becomes of a record must not depend on when it is read.
-    async fn look_up_hash_keys(&mut self, records: &[Record]) -> Result<(), Error> {
-        if self.hash_keys.is_some() || !records.iter().any(Record::may_be_aggregate) {
-            return Ok(());
+    /// Whether messages of an aggregate belong to the shard is decided by its hash keys. If something depends on that, no aggregate
+    /// goes on without them: what becomes of a record must not depend on when it is read. The reader ends then, and with it
+    /// what it holds of memory and connections; the page is read again.
+    async fn look_up_hash_keys(&mut self) -> Result<(), Error> {
+        let now = Instant::now();
+        match self.wants_hash_keys {
+            HashKeys::Unused => return Ok(()),
+            HashKeys::Count if self.no_hash_keys_until.is_some_and(|until| now < until) => return Ok(()),
+            HashKeys::Count | HashKeys::Decide => {}
         }
-        loop {
-            let call_at = self.machine.call_at();
-            self.vitals.waiting(tokio::time::sleep_until(call_at)).await;
-            let started = Instant::now();
-            match bounded(self.client.hash_keys(&self.stream_arn, self.machine.shard())).await {
-                Ok(Some(range)) => {
+        // Others may be asking, and all wait for one listing.
+        let call = bounded(self.client.hash_keys(&self.stream_arn, self.machine.shard()));
+        let failure = match self.vitals.waiting(call).await {
+            Ok(Some(range)) => {
+                // A stream that was created anew has shards of the same names.
+                if self.wants_hash_keys == HashKeys::Count || self.verify_stream().await? {
                     self.hash_keys = Some(range);
-                    self.vitals.alive();
                     return Ok(());
                 }
-                Ok(None) => return Err(self.machine.unlisted()),
-                Err(failure) => self.failed(started, &failure).await?,
+                Failure::transient("DescribeStreamSummary", "the stream cannot be looked at just now")
             }
+            Ok(None) => Failure::transient("ListShards", "the shard is not listed"),
+            Err(failure) => failure,
+        };
+        Counters::add(&self.counters.failures, 1);
+        if self.wants_hash_keys == HashKeys::Count {
+            tracing::warn!(
+                shard = %self.machine.shard(), detail = failure.message,
+                "messages of other shards are not counted for now: the hash keys of the shard are not known"
+            );
+            self.no_hash_keys_until = Some(now + COUNT_AGAIN);
+            return Ok(());
         }
+        Err(Error::HashKeysUnknown {
+            shard: self.machine.shard().clone(),
+            message: format!("{}: {}", failure.call, failure.message),
+            // Other classes say something of positions and streams, which ListShards has no word on here.
+            reason: match failure.kind {
+                kind @ (Kind::Throttled | Kind::Denied | Kind::Credential | Kind::Nobody(_)) => kind.reason(),
+                _ => reason::SOURCE_UNREACHABLE,
+            },
+        })
     }
 
     /// Asks for an iterator, or begins a subscription in its place.
@@ -577,7 +624,7 @@ impl Reader {
             Counters::add(&self.counters.renewed_iterators, 1);
             tracing::warn!(shard = %self.machine.shard(), "an iterator brought nothing for a minute: taking a new one");
         }
-        self.vitals.answered(accepted.lag);
+        self.vitals.alive();
         self.show_trouble();
         if !std::mem::replace(&mut self.answered, true) {
             self.trouble.send_modify(|_| {});

@@ -130,8 +130,17 @@ pub(crate) async fn another_stream_is_taken_with_its_own_shards(database: Databa
     };
     let listing = [again(0), again(7), again(1), again(2)];
     store.add_shards(pipe.uid, &listing, &BTreeSet::new()).await.unwrap();
+    let old: Vec<_> = [(1, 1), (2, 1), (2, 2)]
+        .into_iter()
+        .map(|(index, epoch)| (shard(index), Epoch(epoch)))
+        .collect();
+    let rows = store.shards(pipe.uid).await.unwrap();
+    assert!(
+        rows.iter().all(|row| !old.contains(&(row.id.clone(), row.epoch))),
+        "{rows:?}"
+    );
     let epochs = grant(store, pipe.uid, &[shard(1), shard(2), shard(7)], &worker("a")).await;
-    assert!(epochs.iter().all(|(_, epoch)| *epoch == Epoch(3)), "{epochs:?}");
+    assert!(epochs.iter().all(|(_, epoch)| *epoch == Epoch(4)), "{epochs:?}");
 }
 
 pub(crate) async fn a_gap_is_passed_once_by_its_holder_only(database: Database) {

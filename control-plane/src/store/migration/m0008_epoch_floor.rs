@@ -1,4 +1,4 @@
-//! The highest epoch of the shards that a pipe forgot: a shard of that name that comes back starts above it.
+//! An epoch above those of all shards that a pipe forgot: a shard of such a name that comes back starts there.
 //!
 //! The column has a default, so that the release before can go on making pipes.
 

@@ -299,6 +299,22 @@ fn decode(plan: &Arc<Plan>, record: &[u8]) -> (u64, usize, Vec<&'static str>, us
 }
 
 #[test]
+fn a_document_cannot_say_what_is_around_it() {
+    let message = r#"{\"_envelope.logGroup\":\"forged\",\"a\":1}"#;
+    let record =
+        format!(r#"{{"messageType":"DATA_MESSAGE","logGroup":"real","logEvents":[{{"message":"{message}"}}]}}"#);
+    let plan = plan(&[("g", "_envelope.logGroup")], Envelope::CloudwatchLogs);
+    let mut block = Block::new(&plan);
+    Decoder::new(Arc::clone(&plan)).decode(record.as_bytes(), &META, &mut block, &mut |refused| {
+        panic!("{}", refused.rejection)
+    });
+    let mut native = Vec::new();
+    block.write_native(&mut native);
+    let holds = |text: &str| native.windows(text.len()).any(|window| window == text.as_bytes());
+    assert!(holds("real") && !holds("forged"));
+}
+
+#[test]
 fn many_events_under_a_large_head_are_bounded() {
     // Half of the record is around its events, and they want all of it, each.
     let count = 20_000;

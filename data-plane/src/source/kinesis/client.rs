@@ -202,6 +202,9 @@ impl Client {
         let asked = Instant::now();
         let mut listing = self.listing.lock().await;
         if listing.find(shard).is_none() && !listing.is_newer_than(asked) {
+            if let Some(failure) = listing.failed_since(asked) {
+                return Err(failure);
+            }
             listing.refresh(&self.sdk, stream_arn).await?;
         }
         Ok(listing.find(shard))

@@ -21,6 +21,8 @@ const MAX_PAGES: usize = 200;
 pub(super) struct Listing {
     /// When the last listing was begun.
     asked: Option<Instant>,
+    /// Why the last one failed, and when.
+    failed: Option<(Instant, Failure)>,
     shards: BTreeMap<ShardId, HashKeyRange>,
 }
 
@@ -35,8 +37,20 @@ impl Listing {
         self.asked.is_some_and(|last| last >= asked)
     }
 
+    /// Why a listing failed that ended after this moment: whoever waited for it need not ask again.
+    pub(super) fn failed_since(&self, asked: Instant) -> Option<Failure> {
+        let failed = self.failed.as_ref().filter(|(ended, _)| *ended >= asked);
+        failed.map(|(_, failure)| failure.clone())
+    }
+
     /// Lists the stream.
     pub(super) async fn refresh(&mut self, sdk: &aws_sdk_kinesis::Client, stream_arn: &str) -> Result<(), Failure> {
+        let listed = self.list(sdk, stream_arn).await;
+        self.failed = listed.clone().err().map(|failure| (Instant::now(), failure));
+        listed
+    }
+
+    async fn list(&mut self, sdk: &aws_sdk_kinesis::Client, stream_arn: &str) -> Result<(), Failure> {
         let asked = Instant::now();
         let mut token: Option<String> = None;
         for _ in 0..MAX_PAGES {
@@ -57,7 +71,7 @@ impl Listing {
                     .map_err(|_| Failure::malformed(CALL, format!("{:?} is not a shard id", shard.shard_id)))?;
                 self.shards.insert(id, range);
             }
-            token = page.next_token;
+            token = page.next_token.filter(|token| !token.is_empty());
             if token.is_none() {
                 self.asked = Some(asked);
                 return Ok(());

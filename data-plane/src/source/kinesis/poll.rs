@@ -245,16 +245,6 @@ impl Machine {
         self.trouble.as_ref()
     }
 
-    /// When the next call may be made, whatever it is.
-    pub(super) fn call_at(&self) -> Instant {
-        self.pace.call_at()
-    }
-
-    /// Kinesis does not list the shard any more, although it has given records of it.
-    pub(super) fn unlisted(&self) -> Error {
-        self.expired("ListShards does not name the shard", None, true)
-    }
-
     /// What to do now.
     pub(super) fn next(&self, now: Instant) -> Action {
         if let (Some(until), Some(position)) = (&self.options.until, self.position.sequence_number())

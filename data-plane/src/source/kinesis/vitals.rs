@@ -1,7 +1,7 @@
 //! Whether a reader is alive: the watchdog of a shard.
 //!
-//! Every call has an end, so a reader that does nothing for a minute, although there is something to read and room for it, is one
-//! that nobody foresaw. It is given up, and whoever runs it starts another where the lane stands. Time for which the reader waits
+//! Every call has an end, and an idle shard is asked once a second or sends an event every five, so a reader that hears nothing for a
+//! minute, although it has room, is one that nobody foresaw. It is given up, and whoever runs it starts another where the lane stands. Time for which the reader waits
 //! on purpose (for its next call, for memory, for a lane that takes no page) does not count.
 
 use std::{sync::Arc, time::Duration};
@@ -24,8 +24,6 @@ struct State {
     alive: Instant,
     /// It waits on purpose.
     waits: bool,
-    /// It has heard that it is at the tip of the shard.
-    at_tip: bool,
 }
 
 impl Vitals {
@@ -34,20 +32,12 @@ impl Vitals {
         Self(Arc::new(Mutex::new(State {
             alive: now,
             waits: false,
-            at_tip: false,
         })))
     }
 
     /// A call ended, or a wait for the next one.
     pub(super) fn alive(&self) {
         self.0.lock().alive = Instant::now();
-    }
-
-    /// An answer came.
-    pub(super) fn answered(&self, lag: Option<Duration>) {
-        let mut state = self.0.lock();
-        state.alive = Instant::now();
-        state.at_tip = lag.is_some_and(|lag| lag.is_zero());
     }
 
     /// Waits for its time or for room; that is no stall, however long it takes.
@@ -62,7 +52,7 @@ impl Vitals {
 
     fn is_stuck(&self, now: Instant) -> bool {
         let state = self.0.lock();
-        !state.waits && !state.at_tip && now.saturating_duration_since(state.alive) >= STUCK_AFTER
+        !state.waits && now.saturating_duration_since(state.alive) >= STUCK_AFTER
     }
 
     /// Ends when the reader is stuck.
@@ -103,15 +93,5 @@ mod tests {
         assert!(!vitals.is_stuck(Instant::now()));
         tokio::time::advance(STUCK_AFTER).await;
         assert!(vitals.is_stuck(Instant::now()));
-
-        // At the tip there is nothing to wait for; behind it there is.
-        vitals.answered(Some(Duration::ZERO));
-        tokio::time::advance(10 * STUCK_AFTER).await;
-        assert!(!vitals.is_stuck(Instant::now()));
-        for behind in [None, Some(Duration::from_secs(1))] {
-            vitals.answered(behind);
-            tokio::time::advance(STUCK_AFTER).await;
-            assert!(vitals.is_stuck(Instant::now()), "{behind:?}");
-        }
     }
 }

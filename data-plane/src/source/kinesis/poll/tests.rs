@@ -71,6 +71,7 @@ impl Bed {
             // Nothing here is old, but where a test says so.
             complete_until: Some(jiff::Timestamp::now()),
             end: None,
+            hash_keys: super::super::HashKeys::Unused,
             clock: Clock::System,
         };
         let now = Instant::now();
