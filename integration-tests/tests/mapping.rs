@@ -361,9 +361,15 @@ async fn a_record_of_ten_mebibytes_is_a_row() -> anyhow::Result<()> {
     let totals = bed.run("large", pipe, 3).await?;
     assert_eq!((totals.rows, totals.rejected_records), (3, 0));
     assert_eq!(
-        bed.lines("SELECT id, lengthUTF8(text), text = repeat('é', lengthUTF8(text)) FROM db.large ORDER BY id FORMAT JSONCompactEachRow")
-            .await?,
-        ["[1,1,0]".to_owned(), format!("[2,{},1]", text.len() / 2), "[3,1,0]".to_owned()]
+        bed.lines(
+            "SELECT id, lengthUTF8(text), countSubstrings(text, 'é') FROM db.large ORDER BY id FORMAT JSONCompactEachRow"
+        )
+        .await?,
+        [
+            "[1,1,0]".to_owned(),
+            format!("[2,{0},{0}]", text.len() / 2),
+            "[3,1,0]".to_owned()
+        ]
     );
     Ok(())
 }
