@@ -3,6 +3,7 @@
 //!
 //! Roles are assumed here ([`Identity`]) with a session policy that is narrowed to one stream ([`policy`]).
 
+mod identities;
 mod identity;
 mod options;
 pub mod policy;
@@ -17,9 +18,11 @@ use aws_credential_types::{Credentials, provider::SharedCredentialsProvider};
 use futures::future::BoxFuture;
 use secrecy::{ExposeSecret as _, SecretString};
 
+pub use self::identities::Identities;
 pub use self::identity::{Identity, IdentityError, identity_error};
 pub use self::options::{Options, Settings};
 use self::{
+    identities::Key,
     identity::{Ask, Origin},
     policy::Scope,
 };
@@ -105,6 +108,8 @@ pub struct Access {
     pub scope: Option<Scope>,
     /// What the operator allows.
     pub settings: Settings,
+    /// Where sessions are shared with those who call in the same name; `None`: they are this caller's own.
+    pub identities: Option<Identities>,
 }
 
 impl Access {
@@ -118,6 +123,7 @@ impl Access {
             max_attempts,
             scope: None,
             settings: Settings::default(),
+            identities: None,
         }
     }
 }
@@ -201,8 +207,22 @@ fn sts(base: &SdkConfig, settings: &Settings, identity: Identity) -> aws_sdk_sts
     aws_sdk_sts::Client::from_conf(config.build())
 }
 
-/// The identity of a credential. Only the last role of a chain is narrowed: those before it have to assume it.
-fn identity<'a>(
+/// The identity of a credential, which others may use as well. Keys are at hand, and so never shared.
+async fn identity(credential: &Credential, scope: Option<&Scope>, access: &Access, base: &SdkConfig) -> Identity {
+    let shared = access.identities.as_ref();
+    let Some(identities) = shared.filter(|_| !matches!(credential, Credential::Keys { .. })) else {
+        return new_identity(credential, scope, access, base).await;
+    };
+    let key = Key::of(credential, scope, access);
+    if let Some(identity) = identities.find(key) {
+        return identity;
+    }
+    let identity = new_identity(credential, scope, access, base).await;
+    identities.keep(key, access, identity)
+}
+
+/// Only the last role of a chain is narrowed: those before it have to assume it.
+fn new_identity<'a>(
     credential: &'a Credential,
     scope: Option<&'a Scope>,
     access: &'a Access,

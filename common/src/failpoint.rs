@@ -32,6 +32,17 @@ macro_rules! fail_point {
     };
 }
 
+/// Marks a place where the action `error` makes a task wait for ever, as for a peer whose silence nobody times.
+#[macro_export]
+macro_rules! hang_point {
+    ($name:literal) => {
+        #[cfg(debug_assertions)]
+        if $crate::failpoint::reach($name) {
+            ::std::future::pending::<()>().await;
+        }
+    };
+}
+
 #[cfg(debug_assertions)]
 pub use armed::reach;
 

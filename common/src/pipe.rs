@@ -149,14 +149,50 @@ pub struct TableDefinition {
     pub sorting_key: Vec<String>,
     /// PARTITION BY.
     pub partition_by: Option<PartitionBy>,
+    /// Columns of PRIMARY KEY, the first ones of the sorting key; empty means all of them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub primary_key: Vec<String>,
+    /// When rows are removed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ttl: Option<TableTtl>,
+    /// Settings, but for the deduplication window.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub settings: BTreeMap<String, String>,
+    /// The engine's Replicated form.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub replicated: bool,
+    /// Cluster on which tables are made.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cluster: Option<String>,
 }
 
 /// Engine of a managed table.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum TableEngine {
     /// MergeTree.
     MergeTree,
+    /// ReplacingMergeTree.
+    ReplacingMergeTree {
+        /// Of rows of one sorting key, the one with the largest value here survives.
+        version: Option<String>,
+    },
+    /// SummingMergeTree.
+    SummingMergeTree {
+        /// What is added up; empty means all numbers outside the key.
+        columns: Vec<String>,
+    },
+    /// Null: rows go to materialized views only.
+    Null,
+}
+
+/// When rows of a managed table are removed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TableTtl {
+    /// A column with a time.
+    pub column: String,
+    /// So many seconds after it.
+    pub seconds: u64,
 }
 
 /// PARTITION BY of a managed table: a column, or one function of one column.

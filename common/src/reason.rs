@@ -19,6 +19,8 @@ reasons! {
     SOURCE_AMBIENT_NOT_ALLOWED;
     /// Kinesis cannot be reached, or does not answer.
     SOURCE_UNREACHABLE;
+    /// Of a check of access: whether an action is allowed was not tried, because there was no way to.
+    SOURCE_NOT_TRIED;
     /// Kinesis has refused reads of a shard for being too many for a while.
     SOURCE_THROTTLED;
     /// Enhanced fan-out is asked for and cannot be used, so the stream is read by polling.
@@ -55,6 +57,8 @@ reasons! {
     CONTROL_PLANE_UNAVAILABLE;
     /// No worker is connected.
     NO_WORKERS;
+    /// All workers that are connected are of a release that does not know what the pipe asks for.
+    WORKERS_TOO_OLD;
     /// The control plane that was asked does not take worker sessions: another one does.
     NOT_LEADER;
     /// A defect of Millrace.

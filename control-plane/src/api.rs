@@ -10,6 +10,7 @@ mod access;
 mod consumer;
 pub mod convert;
 mod credentials;
+mod discovery;
 mod errors;
 mod events;
 mod mask;
@@ -24,18 +25,20 @@ mod watch;
 
 use std::sync::Arc;
 
-use millrace_common::{aws, clock::Clock, crypto::Sealer, ids::ProjectName};
+use millrace_common::{clock::Clock, crypto::Sealer, ids::ProjectName};
 use millrace_proto::api::v1::{
     access_service_server::AccessServiceServer, credential_service_server::CredentialServiceServer,
-    pipe_service_server::PipeServiceServer,
+    discovery_service_server::DiscoveryServiceServer, pipe_service_server::PipeServiceServer,
 };
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
-use crate::{coordinator, destination, endpoint::Policy, store::Store};
+use crate::{coordinator, destination, discovery::Callers, endpoint::Policy, store::Store};
 
 /// Pipes that are checked against AWS and ClickHouse at the same time. Others wait: each check holds connections.
 const MAX_PREFLIGHTS: usize = 16;
+/// Samples that are read or decoded at the same time. Others wait: each may hold tens of megabytes.
+const MAX_SAMPLES: usize = 4;
 
 /// What the services stand on.
 #[derive(Clone)]
@@ -45,10 +48,11 @@ pub struct Api {
     clickhouse: destination::Client,
     endpoints: Arc<Policy>,
     sealer: Arc<Sealer>,
-    /// What the operator says about AWS.
-    aws: aws::Settings,
+    /// As whom AWS is called.
+    aws: Callers,
     clock: Clock,
     preflights: Arc<Semaphore>,
+    samples: Arc<Semaphore>,
     watchers: watch::Watchers,
     /// Ticks when something was stored that a watcher should see.
     stored: watch::Stored,
@@ -65,7 +69,7 @@ impl Api {
         clickhouse: destination::Client,
         endpoints: Policy,
         sealer: Arc<Sealer>,
-        aws: aws::Settings,
+        aws: Callers,
         clock: Clock,
         shutdown: CancellationToken,
     ) -> Self {
@@ -78,6 +82,7 @@ impl Api {
             aws,
             clock,
             preflights: Arc::new(Semaphore::new(MAX_PREFLIGHTS)),
+            samples: Arc::new(Semaphore::new(MAX_SAMPLES)),
             watchers: watch::Watchers::default(),
             stored: watch::Stored::default(),
             shutdown,
@@ -105,6 +110,12 @@ impl Api {
     #[must_use]
     pub fn access(&self) -> AccessServiceServer<Api> {
         AccessServiceServer::new(self.clone()).max_decoding_message_size(millrace_common::grpc::MAX_MESSAGE_BYTES)
+    }
+
+    /// The discovery service.
+    #[must_use]
+    pub fn discovery(&self) -> DiscoveryServiceServer<Api> {
+        DiscoveryServiceServer::new(self.clone()).max_decoding_message_size(millrace_common::grpc::MAX_MESSAGE_BYTES)
     }
 
     /// The credential service.

@@ -214,8 +214,9 @@ impl Parts {
         let (health, health_service) = tonic_health::server::health_reporter();
         let pipes = api.pipes();
         let credentials = api.credentials();
-        let access = api.access();
+        let (access, finding) = (api.access(), api.discovery());
         set_serving(&health, &pipes, &credentials, &access).await;
+        set_serving(&health, &finding, &finding, &finding).await;
         let duty = duty::Duty {
             store: store.clone(),
             coordinator,
@@ -223,6 +224,7 @@ impl Parts {
             api,
             discovery: options.discovery.clone(),
             destination: options.destination.clone(),
+            clock: options.clock.clone(),
             health: duty::Health::of(&health, &workers),
         };
         let mut electing = tokio::spawn(Box::pin(elector.run(ending.clone())));
@@ -239,6 +241,7 @@ impl Parts {
             .add_service(pipes)
             .add_service(credentials)
             .add_service(access)
+            .add_service(finding)
             .add_service(workers)
             .serve_with_incoming_shutdown(TcpListenerStream::new(listener), async move {
                 stop.cancelled().await;

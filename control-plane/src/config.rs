@@ -154,7 +154,7 @@ impl Args {
                     },
                     discovery: discovery::Options {
                         interval: discovery,
-                        aws,
+                        aws: aws.into(),
                         ..discovery::Options::default()
                     },
                     destination: destination::Options::default(),

@@ -10,6 +10,7 @@
 //! - user and password travel in headers, never in a URL, a statement or a log line;
 //! - errors of ClickHouse are told apart by their number.
 
+pub mod browse;
 mod client;
 mod constants;
 mod ddl;
@@ -17,6 +18,7 @@ mod error;
 mod guarantee;
 mod mapping;
 mod mend;
+pub mod propose;
 mod schema;
 mod service;
 
@@ -134,7 +136,7 @@ async fn within_deadline<T>(access: &Access, work: impl Future<Output = Result<T
 async fn prepare(server: &Server, spec: &PipeSpec, mode: Mode) -> Result<Prepared, Error> {
     let destination = &spec.destination;
     let time_zone = schema::connect(server).await?;
-    schema::check_database(server, destination).await?;
+    schema::check_database(server, &destination.database).await?;
     let table = table(server, destination, mode).await?;
     let columns = mapping::resolve(spec, &table.columns)?;
     constants::check(server, spec, &columns).await?;

@@ -11,21 +11,25 @@ pub mod check;
 pub mod consumer;
 mod error;
 pub mod lineage;
+mod orphans;
+pub mod sample;
 mod service;
+pub mod streams;
 
-use std::time::Duration;
+use std::{future::Future, time::Duration};
 
 use aws_sdk_kinesis::Client;
 use jiff::Timestamp;
 use millrace_common::{
-    aws::Access,
+    aws::{self as identities, Access},
     ids::ShardId,
     pipe::{StreamIdentity, StreamRef},
     reason,
 };
+use tokio::time::Instant;
 
 pub use error::Error;
-pub use service::{Options, Service, access, is_own, named_stream_arn, stream_arn, usage};
+pub use service::{Callers, Options, Service, access, is_own, named_stream_arn, stream_arn, usage};
 
 /// How long one look at a stream may take, with all pages and retries.
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -45,6 +49,8 @@ pub struct Shard {
     pub parents: Vec<ShardId>,
     /// Records can still be put into it.
     pub open: bool,
+    /// The first and the last of its hash keys, if Kinesis says them.
+    pub hash_keys: Option<(u128, u128)>,
 }
 
 /// A stream and its shards.
@@ -63,8 +69,7 @@ pub struct Stream {
 /// # Errors
 /// Why that was not possible, with a stable reason and what to do.
 pub async fn look(access: &Access, stream: &StreamRef) -> Result<Stream, Error> {
-    let looking = async {
-        let client = Client::new(&millrace_common::aws::config(access).await);
+    let looking = calling(access, |client| async move {
         let (identity, retention) = aws::describe(&client, stream).await?;
         let shards = aws::list(&client, stream).await?;
         Ok(Stream {
@@ -72,7 +77,7 @@ pub async fn look(access: &Access, stream: &StreamRef) -> Result<Stream, Error> 
             retention,
             shards,
         })
-    };
+    });
     match tokio::time::timeout(DEADLINE, looking).await {
         Ok(result) => {
             result.map_err(|error: Error| error.about(stream.name(), &access.region, access.endpoint.as_deref()))
@@ -86,7 +91,25 @@ pub async fn look(access: &Access, stream: &StreamRef) -> Result<Stream, Error> 
             ),
             field: "pipe.source.kinesis.region",
             permanent: false,
+            said: String::new(),
         }),
+    }
+}
+
+/// Calls AWS. The session in use may be an older one: if it is not taken, everything is called once more with a newer one.
+async fn calling<T, F>(access: &Access, calls: impl Fn(Client) -> F) -> Result<T, Error>
+where
+    F: Future<Output = Result<T, Error>>,
+{
+    let (config, identity) = identities::connect(access).await;
+    // Without anybody to call as, there is nothing that a newer session could mend.
+    identity.current().await.map_err(|nobody| Error::of_identity(&nobody))?;
+    let (client, started) = (Client::new(&config), Instant::now());
+    match calls(client.clone()).await {
+        Err(error) if error.reason == reason::SOURCE_CREDENTIAL_INVALID && identity.renew(started).await => {
+            calls(client).await
+        }
+        result => result,
     }
 }
 
@@ -117,6 +140,7 @@ pub fn check_identity(pipe: &StreamIdentity, found: &StreamIdentity) -> Result<(
         message,
         field: "pipe.source.kinesis.stream_name",
         permanent: true,
+        said: String::new(),
     })
 }
 

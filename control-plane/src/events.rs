@@ -49,6 +49,9 @@ pub mod kind {
         /// Somebody had made the deduplication window of a managed table smaller, and Millrace has put it back; `table`,
         /// `setting`, `from` and `to`.
         WINDOW_RESTORED;
+        /// A consumer that Millrace had registered for the pipe, and that it does not read with any more, was found and deregistered;
+        /// `consumer` and `stream`.
+        CONSUMER_DEREGISTERED;
     }
 }
 

@@ -1,4 +1,5 @@
-//! The control plane: stores pipes and credentials, discovers shards, and assigns them to workers. It never touches record data.
+//! The control plane: stores pipes and credentials, discovers shards, and assigns them to workers. It touches record data
+//! only where a user asks to see some (`sample`).
 //!
 //! ```text
 //!   users -- gRPC --> api ----> store <------------ protocol (what may be prepared, committed, granted: pure)
@@ -26,6 +27,7 @@ pub mod events;
 pub mod leader;
 pub mod lifecycle;
 pub mod protocol;
+pub mod sample;
 pub mod scheduler;
 pub mod sessions;
 pub mod store;

@@ -27,4 +27,4 @@ pub use service::Service;
 /// Oldest protocol version that is spoken here.
 pub const PROTOCOL_MIN: u32 = 1;
 /// Newest protocol version that is spoken here.
-pub const PROTOCOL_MAX: u32 = 1;
+pub const PROTOCOL_MAX: u32 = 2;

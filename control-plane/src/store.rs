@@ -19,6 +19,7 @@ use sea_orm::DatabaseConnection;
 use crate::leader::Term;
 
 mod batches;
+mod consumers;
 mod convert;
 mod credentials;
 mod entity;
@@ -37,6 +38,7 @@ mod types;
 #[cfg(test)]
 mod tests;
 
+pub use consumers::ManagedConsumer;
 pub use error::Error;
 pub use events::MAX_EVENTS;
 pub use leader::Standing;

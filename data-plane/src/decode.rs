@@ -36,6 +36,7 @@ mod plain;
 mod plan;
 mod reject;
 mod scalar;
+mod schema;
 mod temporal;
 mod unpack;
 mod value;
@@ -47,6 +48,7 @@ pub use cursor::MAX_DEPTH;
 pub use documents::Refused;
 pub use plan::{FieldSource, MappedColumn, Options, Plan, PlanError, UnknownVirtualColumn, VirtualColumn};
 pub use reject::{Rejection, RejectionKind};
+pub use schema::{InferredColumn, Schema};
 
 use crate::{batch::block::Block, source::HashKeyRange};
 use cursor::Cursor;

@@ -52,6 +52,8 @@ pub mod spec;
 pub mod status;
 mod work;
 
+pub(crate) use recipe::plan;
+
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     sync::Arc,

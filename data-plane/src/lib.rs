@@ -9,6 +9,8 @@
 //!                                                                                sink -> ClickHouse
 //! ```
 //!
+//! `sample` is beside that path: it shows people what the same code makes of a few records.
+//!
 //! Invariant: the Kinesis SDK is spoken only in `source`, ClickHouse only in `sink`, and generated protocol types only in
 //! `session` and `commit`.
 
@@ -23,3 +25,4 @@ pub mod decode;
 pub mod batch;
 pub mod sink;
 pub mod commit;
+pub mod sample;

@@ -43,8 +43,11 @@ use tonic::{Status, Streaming, transport::Channel};
 use self::planes::ControlPlanes;
 use crate::lane::{spec::Assignment, status::Board};
 
-/// The protocol that this worker speaks.
-const PROTOCOL: u32 = 1;
+/// Oldest protocol that this worker speaks.
+const PROTOCOL_MIN: u32 = 1;
+/// Newest protocol that this worker speaks. It rises with each field of a pipe that a worker must not pass over: a control plane
+/// gives pipes that say such a thing to nobody who does not know it.
+const PROTOCOL_MAX: u32 = 2;
 /// First and longest wait before connecting again: soon enough to renew the leases, and thousands of workers do not come
 /// back together.
 const RECONNECT: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
@@ -244,8 +247,8 @@ impl Session {
         };
         wire::Hello {
             worker: Some(convert::to_identity(&self.options.worker)),
-            protocol_min: PROTOCOL,
-            protocol_max: PROTOCOL,
+            protocol_min: PROTOCOL_MIN,
+            protocol_max: PROTOCOL_MAX,
             program_version: env!("CARGO_PKG_VERSION").to_owned(),
             capacity: Some(capacity),
             report: Some(self.report()),
@@ -263,7 +266,7 @@ fn welcomed(response: &wire::SessionResponse) -> Result<(Duration, Duration), Er
     let Some(session_response::Message::Welcome(welcome)) = &response.message else {
         return Err(Error::Protocol("the first message is not a Welcome".to_owned()));
     };
-    if welcome.protocol != PROTOCOL {
+    if !(PROTOCOL_MIN..=PROTOCOL_MAX).contains(&welcome.protocol) {
         return Err(Error::Protocol(format!(
             "protocol {} was not offered",
             welcome.protocol

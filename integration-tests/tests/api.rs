@@ -5,7 +5,9 @@ mod api {
     mod bad_configuration;
     mod bed;
     mod credentials;
+    mod discovery;
     mod events;
+    mod inference;
     mod life;
     mod tables;
     mod trouble;

@@ -339,7 +339,7 @@ async fn tokens_survive_renames_merges_and_changes_of_columns_and_rows() -> Resu
             &["ALTER TABLE {t} DELETE WHERE n < 5 SETTINGS mutations_sync = 2"],
         ),
         ("delete", &["DELETE FROM {t} WHERE n < 5"]),
-        ("detach", &["DETACH TABLE {t}", "ATTACH TABLE {t}"]),
+        ("detach", &["DETACH TABLE {t} SYNC", "ATTACH TABLE {t}"]),
         (
             "larger",
             &["ALTER TABLE {t} MODIFY SETTING non_replicated_deduplication_window = 1000"],

@@ -28,7 +28,7 @@ use millrace_integration_tests::{
 use parking_lot::Mutex;
 use tokio::task::JoinSet;
 
-use plan::{Case, Database, OF_REFUSED_BATCHES, POINTS, all, chosen};
+use plan::{Case, Database, OF_CONSUMERS, OF_REFUSED_BATCHES, POINTS, all, chosen};
 
 /// Rows that run at once: most of a row is waiting for a lease to end.
 const AT_ONCE: usize = 3;
@@ -106,13 +106,13 @@ async fn the_ledger_sees_what_at_least_once_doubles() -> anyhow::Result<()> {
 /// Rows are made from a list, and the code holds the points: the two must be the same.
 #[test]
 fn every_fail_point_has_its_rows() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("a repository");
+    let root = millrace_integration_tests::repository();
     let mut found = BTreeSet::new();
     for plane in ["control-plane/src", "data-plane/src"] {
         points_in(&root.join(plane), &mut found);
     }
     let listed: BTreeSet<String> = POINTS.iter().map(|point| (*point).to_owned()).collect();
-    for point in OF_REFUSED_BATCHES {
+    for point in OF_REFUSED_BATCHES.into_iter().chain(OF_CONSUMERS) {
         assert!(found.remove(point), "{point}");
     }
     assert_eq!(found, listed, "fail points of the code and of the matrix");

@@ -24,6 +24,8 @@ use tokio_util::sync::CancellationToken;
 
 #[path = "fan_out/night.rs"]
 mod night;
+#[path = "fan_out/orphans.rs"]
+mod orphans;
 #[path = "fan_out/pipe.rs"]
 mod pipe;
 
@@ -63,6 +65,7 @@ impl Bed {
             },
             max_attempts: 5,
             scope: None,
+            identities: None,
             settings: millrace_common::aws::Settings::default(),
         };
         let sdk = aws_sdk_kinesis::Client::new(&aws::config(&access).await);
@@ -247,6 +250,8 @@ async fn a_shard_is_read_through_renewals_to_its_end() -> Result<()> {
     assert_eq!(children[0].parents[0].as_str(), SHARD_0);
     assert_eq!((&mut reading.task).await??, Stop::ShardEnd);
     assert_eq!(reading.counters.duplicates.load(Ordering::Relaxed), 0);
+    // The last event of a shard, with its children, is left to the SDK.
+    assert_eq!(reading.counters.read_by_sdk.load(Ordering::Relaxed), 1);
     Ok(())
 }
 
@@ -317,7 +322,9 @@ async fn whatever_breaks_a_subscription_costs_no_record_and_doubles_none() -> Re
             .map(|index| &readings[index])
     };
     let repeated = count(Fault::Repeat).context("it is in the list")?;
-    assert_eq!(repeated.counters.duplicates.load(Ordering::Relaxed), 50);
+    // As many as were in the event that came twice: records may be put while the first of them are on their way.
+    let duplicates = repeated.counters.duplicates.load(Ordering::Relaxed);
+    assert!((1..=50).contains(&duplicates), "{duplicates}");
     let unknown = count(Fault::UnknownEvent).context("it is in the list")?;
     assert_eq!(unknown.counters.unknown_events.load(Ordering::Relaxed), 1);
     Ok(())

@@ -65,6 +65,7 @@ fn access(kinesis: &Handle) -> Access {
         },
         max_attempts: 2,
         scope: None,
+        identities: None,
         settings: millrace_common::aws::Settings::default(),
     }
 }

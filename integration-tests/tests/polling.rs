@@ -29,6 +29,12 @@ const STREAM: &str = "events";
 /// Longer than anything here takes on a busy machine.
 const LIMIT: Duration = Duration::from_secs(120);
 const MIB: usize = 1 << 20;
+/// What 64 readers with a budget of 256 MiB may add to this process, the emulator's answers included: several times what they do.
+const MOST_GROWN: usize = 1_024 * MIB;
+/// What 1,000 idle shards may take of a core in a build without optimisation of our own code: several times what they do.
+const MOST_CORES: f64 = 1.0;
+/// What a worker with 1,000 idle shards may have resident: several times what it has.
+const MOST_RESIDENT: u64 = 512 * MIB as u64;
 
 /// An emulator with one stream, and a client of ours.
 struct Bed {
@@ -312,6 +318,9 @@ async fn shards_that_answer_with_ten_mebibytes_stay_within_the_budget() -> Resul
         before as f64 / MIB as f64,
         peak as f64 / MIB as f64,
     );
+    // The budget, what the calls under way have in their buffers, and what the emulator writes for them in this process.
+    let grown = peak.saturating_sub(before);
+    ensure!(grown <= MOST_GROWN, "{} MiB more at the peak", grown / MIB);
     ensure!(taken.iter().all(|count| *count == RECORDS as usize), "{taken:?}");
     ensure!(largest >= 8 * MIB, "the answers were small: {largest} bytes");
     ensure!(
@@ -386,10 +395,69 @@ async fn a_stream_of_a_thousand_idle_shards_costs_little() -> Result<()> {
         100.0 * cores,
         worker.resident_bytes().unwrap_or(0) as f64 / MIB as f64,
     );
+    ensure!(cores <= MOST_CORES, "{:.0} % of a core", 100.0 * cores);
+    let resident = worker.resident_bytes().context("its memory")?;
+    ensure!(resident <= MOST_RESIDENT, "{} MiB resident", resident / MIB as u64);
     ensure!(calls <= 1.1 * f64::from(SHARDS), "{calls:.0} calls a second");
     ensure!(
         calls >= 0.05 * f64::from(SHARDS),
         "{calls:.0} calls a second: it does not read"
     );
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reader_that_hangs_where_nothing_is_timed_is_started_anew_where_its_shard_stands() -> Result<()> {
+    let clickhouse = ClickHouse::shared().await;
+    let database = clickhouse.database().await?;
+    let kinesis = Emulator::start(Options::default()).await?;
+    kinesis.create_stream(STREAM, 1)?;
+    let options = ClusterOptions {
+        fail_points: true,
+        ..ClusterOptions::default()
+    };
+    let cluster = Cluster::start(options, 1).await?;
+    cluster.create_credentials(clickhouse).await?;
+    let table = Table {
+        database: &database,
+        table: "hanging",
+        columns: &[("id", "UInt64")],
+        sorting_key: &["id"],
+    };
+    let created = cluster
+        .create_pipe("hanging", pipe_spec(&kinesis.endpoint_url(), STREAM, clickhouse, table))
+        .await;
+    created.map_err(|status| anyhow::anyhow!("{status}"))?;
+    let put = |ids: std::ops::Range<u32>| {
+        let records: Vec<_> = ids.map(|id| format!("{{\"id\":{id}}}")).collect();
+        let puts = records.iter().map(|record| Put::new("key", record.as_bytes()));
+        kinesis.put_records_direct(STREAM, puts).map(drop)
+    };
+    put(0..100)?;
+    let waited = cluster.wait_for_records("hanging", 100, LIMIT).await;
+    waited.with_context(|| cluster.logs())?;
+    cluster.arm("worker-0", "worker.read.hangs=error")?;
+    let hangs = eventually("the reader hangs", LIMIT, || async {
+        let log = cluster.log_of("worker-0");
+        ensure!(log.contains("fail point worker.read.hangs"), "not yet");
+        Ok::<_, anyhow::Error>(())
+    });
+    hangs.await.with_context(|| cluster.logs())?;
+    let since = Instant::now();
+    put(100..200)?;
+    let waited = cluster.wait_for_records("hanging", 200, LIMIT).await;
+    waited.with_context(|| cluster.logs())?;
+    let took = since.elapsed().as_secs_f64();
+    let shards = cluster.pipe("hanging").await?.status.unwrap_or_default().shards;
+    let restarts: u64 = shards.iter().map(|shard| shard.reader_restarts).sum();
+    eprintln!("the reader was given up, and its records came, after {took:.1} s; {restarts} restarts");
+    // The watchdog waits for a minute.
+    ensure!(
+        (50.0..100.0).contains(&took) && restarts == 1,
+        "{took:.1} s, {restarts} restarts"
+    );
+    let query = format!("SELECT count(), uniqExact(id) FROM {database}.hanging");
+    let rows = clickhouse.query(&query).await?;
+    ensure!(rows.trim() == "200\t200", "{rows}");
     Ok(())
 }

@@ -100,6 +100,7 @@ fn access(endpoint: &str) -> aws::Access {
         },
         max_attempts: 5,
         scope: None,
+        identities: None,
         settings: millrace_common::aws::Settings::default(),
     }
 }

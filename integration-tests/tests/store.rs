@@ -7,6 +7,8 @@ mod bed;
 mod cancel;
 #[path = "store/concurrent.rs"]
 mod concurrent;
+#[path = "store/consumers.rs"]
+mod consumers;
 #[path = "store/credentials.rs"]
 mod credentials;
 #[path = "store/events.rs"]
@@ -59,6 +61,8 @@ on_every_database!(
     pipes::an_update_makes_a_revision_and_an_etag,
     pipes::observations_leave_the_etag,
     pipes::a_deleted_pipe_is_gone,
+    consumers::a_consumer_is_noted_until_it_is_known_to_be_gone,
+    consumers::only_what_a_pipe_wants_is_noted,
     credentials::secrets_come_back_as_they_went,
     credentials::a_credential_in_use_stays,
     credentials::an_old_revision_goes_with_its_credential,

@@ -5,13 +5,26 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use millrace_integration_tests::repository;
+
 /// What may appear only below the given paths.
-const RULES: [(&str, &[&str]); 6] = [
+const RULES: [(&str, &[&str]); 7] = [
     ("sea_orm", &["control-plane/src/store"]),
     ("sqlx", &["control-plane/src/store"]),
     (
         "aws_sdk_kinesis",
         &["data-plane/src/source", "control-plane/src/discovery"],
+    ),
+    // What a user asks to see is decoded by the workers' own code, and nothing else of it is known.
+    (
+        "millrace_data_plane",
+        &[
+            "data-plane/src",
+            "control-plane/src/sample",
+            "clients/cli/src/standalone",
+            // Only the name, as a target of log lines.
+            "common/src/telemetry",
+        ],
     ),
     ("clickhouse::Client", &["control-plane/src/destination"]),
     (
@@ -30,13 +43,6 @@ const RULES: [(&str, &[&str]); 6] = [
 ];
 /// What is held to the rules.
 const ROOTS: [&str; 4] = ["common/src", "control-plane/src", "data-plane/src", "clients/cli/src"];
-
-fn repository() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .parent()
-        .expect("the crate is in the repository")
-        .to_path_buf()
-}
 
 fn sources(directory: &Path, found: &mut Vec<PathBuf>) {
     for entry in fs::read_dir(directory)
@@ -143,4 +149,15 @@ fn promises_name_tests_that_exist() {
         missing.is_empty(),
         "docs/faults.md names tests that are not there: {missing:?}"
     );
+}
+
+/// What kinds of events there are is part of the API, and clients read of it in the contract.
+#[test]
+fn the_contract_names_every_kind_of_event() {
+    let contract = fs::read_to_string(repository().join("proto/millrace/api/v1/pipe.proto")).expect("the contract");
+    let missing: Vec<_> = millrace_control_plane::events::kind::ALL
+        .iter()
+        .filter(|kind| !contract.contains(**kind))
+        .collect();
+    assert!(missing.is_empty(), "{missing:?}");
 }

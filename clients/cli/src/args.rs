@@ -1,5 +1,7 @@
 //! The commands and their options.
 
+pub(crate) mod discovery;
+
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
@@ -69,6 +71,15 @@ pub(crate) enum Command {
     /// What a pipe needs in AWS, and whether it has it.
     #[command(subcommand)]
     Access(Access),
+    /// List streams, and show records of them.
+    #[command(subcommand)]
+    Stream(discovery::Stream),
+    /// Find the columns that fit records.
+    #[command(subcommand)]
+    Schema(discovery::Schema),
+    /// List databases and tables, and describe a table.
+    #[command(subcommand)]
+    Table(discovery::Table),
     /// Run both planes in this process, on SQLite: all of Millrace for a single machine.
     Standalone(Box<standalone::Options>),
 }
@@ -97,6 +108,8 @@ pub(crate) enum Pipe {
         #[arg(long)]
         dry_run: bool,
     },
+    /// Show the rows that a pipe would make of records of its stream, and what it would refuse. Inserts nothing.
+    Preview(discovery::Preview),
     /// Show one pipe.
     Get {
         /// Pipe id or full name.

@@ -3,7 +3,7 @@
 use millrace_common::grpc;
 use millrace_proto::api::v1::{
     access_service_client::AccessServiceClient, credential_service_client::CredentialServiceClient,
-    pipe_service_client::PipeServiceClient,
+    discovery_service_client::DiscoveryServiceClient, pipe_service_client::PipeServiceClient,
 };
 use tonic::{Status, transport::Channel};
 
@@ -26,6 +26,11 @@ pub(crate) fn pipes(connection: &Connection) -> Result<PipeServiceClient<Channel
 /// Client of the access service.
 pub(crate) fn access(connection: &Connection) -> Result<AccessServiceClient<Channel>, Error> {
     channel(connection).map(AccessServiceClient::new)
+}
+
+/// Client of the discovery service.
+pub(crate) fn discovery(connection: &Connection) -> Result<DiscoveryServiceClient<Channel>, Error> {
+    channel(connection).map(DiscoveryServiceClient::new)
 }
 
 /// Client of the credential service.

@@ -5,6 +5,7 @@ mod access;
 mod args;
 mod client;
 mod credential;
+mod discovery;
 mod events;
 mod exit;
 mod list;
@@ -36,6 +37,9 @@ async fn run(cli: Cli) -> Result<(), exit::Error> {
         Command::Pipe(command) => pipe::run(&cli.connection, command).await,
         Command::Access(command) => access::run(&cli.connection, command).await,
         Command::Credential(command) => credential::run(&cli.connection, command).await,
+        Command::Stream(command) => discovery::stream(&cli.connection, command).await,
+        Command::Schema(command) => discovery::schema(&cli.connection, command).await,
+        Command::Table(command) => discovery::table(&cli.connection, command).await,
         Command::Standalone(options) => standalone::run(*options).await,
     }
 }

@@ -6,7 +6,7 @@ use millrace_proto::api::v1::{self as api, DesiredState, PipeState, PipeView, Sh
 
 use crate::{
     args::{Connection, Pipe},
-    client, events,
+    client, discovery, events,
     exit::Error,
     list, manifest,
     output::{self, Format},
@@ -21,6 +21,7 @@ pub(crate) async fn run(connection: &Connection, command: Pipe) -> Result<(), Er
     match command {
         Pipe::Create { file, dry_run } => create(connection, &file, dry_run).await,
         Pipe::Update { file, field, dry_run } => update(connection, &file, field, dry_run).await,
+        Pipe::Preview(given) => discovery::preview(connection, &given).await,
         Pipe::Get { pipe } => get(connection, &pipe).await,
         Pipe::List => list_all(connection).await,
         Pipe::Watch {

@@ -59,7 +59,7 @@ pub(crate) async fn run(options: Options) -> Result<(), Error> {
     if !errors.is_empty() {
         return Err(Error::Local(errors.join("; ")));
     }
-    control_plane_options.discovery.aws = aws.clone();
+    control_plane_options.discovery.aws = aws.clone().into();
     let end_control_plane = CancellationToken::new();
     let running = control_plane::App::start(control_plane_options, end_control_plane.clone())
         .await

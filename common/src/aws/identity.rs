@@ -9,7 +9,9 @@
 //! Invariants:
 //! - Ages are counted from when a session was asked for, on the monotonic clock: neither clock has to be right.
 //! - Those who ask together share one answer, a refusal too.
-//! - A session that AWS no longer takes is given up by who was told so ([`Identity::renew`]), once however many were told.
+//! - A session that AWS no longer takes is given up by who was told so ([`Identity::renew`]), once however many were told, and not
+//!   before it is [`YOUNG`] no more: where AWS takes none at all, STS is not asked for each call.
+//! - What a role is assumed with is given up only if STS does not take it: a role that may not be assumed says nothing of it.
 
 use std::{error::Error as StdError, fmt, sync::Arc, time::Duration};
 
@@ -28,6 +30,8 @@ use crate::reason;
 
 /// A session is renewed when this much of its life is over.
 const RENEW_PERCENT: u32 = 80;
+/// A session this young is not given up: another one would be taken no better, and AWS needs a moment to know what is new.
+const YOUNG: Duration = Duration::from_secs(10);
 /// From one attempt to renew a session that is still good to the next.
 const RENEW_AGAIN: Duration = Duration::from_secs(30);
 /// The process's own identity is looked at anew after so long, where nobody says how long it lives.
@@ -319,17 +323,22 @@ impl Identity {
         }
     }
 
-    /// Gives up what was in use at that moment, because AWS did not take it; what is newer stays.
-    pub fn renew(&self, used: Instant) -> BoxFuture<'_, ()> {
-        Box::pin(async move {
-            if let Origin::Role { source, .. } = &self.0.origin {
-                source.renew(used).await;
-            }
-            let mut held = self.0.held.lock().await;
-            if held.session.as_ref().is_some_and(|session| session.obtained <= used) {
-                held.session = None;
-            }
-        })
+    /// Gives up the session that was in use at that moment, because AWS did not take it; what is newer stays, and so does what is
+    /// too young to be out of date. True if the next caller gets another one than was used.
+    pub async fn renew(&self, used: Instant) -> bool {
+        let mut held = self.0.held.lock().await;
+        let Some(session) = &held.session else {
+            // Somebody else was told the same, or there never was one.
+            return matches!(self.0.origin, Origin::Ambient(_) | Origin::Role { .. });
+        };
+        if session.obtained > used {
+            return true;
+        }
+        if session.obtained.elapsed() < YOUNG {
+            return false;
+        }
+        held.session = None;
+        true
     }
 
     async fn renew_behind(self) {
@@ -388,7 +397,10 @@ async fn assume(sts: &aws_sdk_sts::Client, source: &Identity, ask: &Ask) -> Resu
     let started = Instant::now();
     match assume_once(sts, ask).await {
         Err(IdentityError::Refused { code, .. }) if is_stale(&code) => {
-            source.renew(started).await;
+            // The first answer stands if nobody else can ask.
+            if !source.renew(started).await {
+                return Err(IdentityError::Unknown { code });
+            }
             match assume_once(sts, ask).await {
                 Err(IdentityError::Refused { code, .. }) if is_stale(&code) => Err(IdentityError::Unknown { code }),
                 result => result,
@@ -507,16 +519,35 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_aws_does_not_take_is_given_up_once() {
-        let (_, identity) = identity();
+    async fn what_aws_does_not_take_is_given_up_once_and_not_while_it_is_young() {
+        let (source, identity) = identity();
         assert_eq!(key(&identity).await, "KEY0");
-        tokio::time::advance(Duration::from_secs(1)).await;
+        tokio::time::advance(YOUNG / 2).await;
         let used = Instant::now();
-        tokio::time::advance(Duration::from_secs(1)).await;
-        identity.renew(used).await;
+        assert!(!identity.renew(used).await, "another one would be taken no better");
+        assert_eq!(key(&identity).await, "KEY0");
+        tokio::time::advance(YOUNG / 2).await;
+        assert!(identity.renew(used).await);
         assert_eq!(key(&identity).await, "KEY1");
         // Another one was told the same of the same session.
-        identity.renew(used).await;
+        assert!(identity.renew(used).await);
         assert_eq!(key(&identity).await, "KEY1");
+        // However often it is said, the source is asked once in so long.
+        for _ in 0..100 {
+            identity.renew(Instant::now()).await;
+            key(&identity).await;
+            tokio::time::advance(YOUNG / 10).await;
+        }
+        let given = source.given.load(Ordering::SeqCst);
+        assert!((11..=12).contains(&given), "{given}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn keys_are_never_given_up() {
+        let keys = Credentials::new("KEY", "secret", None, None, "test");
+        let identity = Identity::new(Origin::Fixed(keys));
+        tokio::time::advance(YOUNG * 2).await;
+        assert!(!identity.renew(Instant::now()).await);
+        assert_eq!(key(&identity).await, "KEY");
     }
 }

@@ -170,29 +170,85 @@ mod tests {
 
     fn scope(usage: Usage) -> Scope {
         Scope {
-            stream_arn: "arn:aws:kinesis:eu-central-1:000000000000:stream/orders".to_owned(),
+            stream_arn: STREAM.to_owned(),
             usage,
         }
     }
 
-    #[test]
-    fn polling_asks_for_four_actions_and_fan_out_for_its_own_as_well() {
-        let actions = |usage| {
-            let mut actions = scope(usage).stream_actions();
-            actions.extend(scope(usage).consumer_actions());
-            actions.sort_unstable();
-            actions.dedup();
-            actions
-        };
-        assert_eq!(
-            actions(Usage::Poll),
-            [DESCRIBE_STREAM, GET_RECORDS, GET_SHARD_ITERATOR, LIST_SHARDS]
-        );
-        assert_eq!(actions(Usage::FanOut).len(), 6);
-        assert_eq!(actions(Usage::ManagedFanOut).len(), 8);
-        for usage in [Usage::Poll, Usage::FanOut, Usage::ManagedFanOut] {
-            assert!(!scope(usage).session_policy().contains("Put"));
+    const STREAM: &str = "arn:aws:kinesis:eu-central-1:000000000000:stream/orders";
+    const CONSUMERS: &str = "arn:aws:kinesis:eu-central-1:000000000000:stream/orders/consumer/*";
+
+    /// What a policy says, without names for people.
+    fn statements(policy: &Value) -> Vec<Value> {
+        assert_eq!(policy["Version"], "2012-10-17");
+        assert_eq!(policy.as_object().map(serde_json::Map::len), Some(2), "{policy}");
+        let mut statements = policy["Statement"].as_array().expect("statements").clone();
+        for statement in &mut statements {
+            let sid = statement.as_object_mut().and_then(|statement| statement.remove("Sid"));
+            let sid = sid.and_then(|sid| sid.as_str().map(str::to_owned)).expect("a Sid");
+            assert!(sid.bytes().all(|b| b.is_ascii_alphanumeric()), "{sid}");
         }
+        statements
+    }
+
+    fn read_stream(more: &[&str]) -> Value {
+        let mut actions = vec![
+            "kinesis:DescribeStreamSummary",
+            "kinesis:ListShards",
+            "kinesis:GetShardIterator",
+            "kinesis:GetRecords",
+        ];
+        actions.extend(more);
+        json!({"Effect": "Allow", "Action": actions, "Resource": STREAM})
+    }
+
+    fn decrypt(key: &str) -> Value {
+        json!({
+            "Effect": "Allow", "Action": "kms:Decrypt", "Resource": key,
+            "Condition": {"StringLike": {"kms:ViaService": "kinesis.eu-central-1.amazonaws.com*"}},
+        })
+    }
+
+    #[test]
+    fn a_policy_allows_what_is_used_and_nothing_else() {
+        let (describe, subscribe) = ("kinesis:DescribeStreamConsumer", "kinesis:SubscribeToShard");
+        let (register, deregister) = ("kinesis:RegisterStreamConsumer", "kinesis:DeregisterStreamConsumer");
+        let consumers = |actions: &[&str]| json!({"Effect": "Allow", "Action": actions, "Resource": CONSUMERS});
+        let expected = [
+            (Usage::Poll, vec![read_stream(&[])]),
+            (
+                Usage::FanOut,
+                vec![read_stream(&[describe]), consumers(&[describe, subscribe])],
+            ),
+            (
+                Usage::ManagedFanOut,
+                vec![
+                    read_stream(&[describe, register, deregister]),
+                    consumers(&[describe, subscribe, register, deregister]),
+                ],
+            ),
+        ];
+        let key = "arn:aws:kms:eu-central-1:000000000000:key/k";
+        for (usage, mut expected) in expected {
+            assert_eq!(statements(&scope(usage).permission_policy(None)), expected, "{usage:?}");
+            expected.push(decrypt(key));
+            assert_eq!(
+                statements(&scope(usage).permission_policy(Some(key))),
+                expected,
+                "{usage:?}"
+            );
+            // A session is narrowed to the same, with whatever key the stream has.
+            expected.pop();
+            expected.push(decrypt("*"));
+            let session: Value = serde_json::from_str(&scope(usage).session_policy()).expect("a policy");
+            assert_eq!(statements(&session), expected, "{usage:?}");
+        }
+        let assume = statements(&assume_policy("arn:aws:iam::000000000000:role/r"));
+        let role = "arn:aws:iam::000000000000:role/r";
+        assert_eq!(
+            assume,
+            [json!({"Effect": "Allow", "Action": "sts:AssumeRole", "Resource": role})]
+        );
     }
 
     #[test]
@@ -209,23 +265,13 @@ mod tests {
     }
 
     #[test]
-    fn a_policy_names_a_key_only_where_one_is_known() {
-        let without = scope(Usage::Poll).permission_policy(None).to_string();
-        assert!(!without.contains("kms"), "{without}");
-        let key = "arn:aws:kms:eu-central-1:000000000000:key/k";
-        let with = scope(Usage::Poll).permission_policy(Some(key)).to_string();
-        assert!(
-            with.contains(key) && with.contains("kinesis.eu-central-1.amazonaws.com"),
-            "{with}"
-        );
-    }
-
-    #[test]
-    fn a_trust_policy_asks_for_the_external_id() {
-        let policy = trust_policy("arn:aws:iam::000000000000:user/millrace", Some("secret-of-nobody"));
-        let condition = &policy["Statement"][0]["Condition"]["StringEquals"]["sts:ExternalId"];
-        assert_eq!(condition, "secret-of-nobody");
-        assert!(trust_policy("x", None)["Statement"][0].get("Condition").is_none());
+    fn a_trust_policy_names_who_may_and_asks_for_the_external_id() {
+        let principal = "arn:aws:iam::000000000000:user/millrace";
+        let trust = json!({"Effect": "Allow", "Principal": {"AWS": principal}, "Action": "sts:AssumeRole"});
+        let mut with_id = trust.clone();
+        assert_eq!(statements(&trust_policy(principal, None)), [trust]);
+        with_id["Condition"] = json!({"StringEquals": {"sts:ExternalId": "id-of-nobody"}});
+        assert_eq!(statements(&trust_policy(principal, Some("id-of-nobody"))), [with_id]);
     }
 
     #[test]

@@ -67,7 +67,12 @@ impl AccessService for Api {
             return Err(ApiError::invalid_field("planned.kinesis.endpoint", error.to_string()).into());
         }
         let _permit = self.preflights.acquire().await;
-        let checking = check::check(&subject.access, &subject.source, subject.consumer.as_deref());
+        // What is tried is tried anew: a session that others have in use says nothing of whether there could be another.
+        let access = Access {
+            identities: None,
+            ..subject.access
+        };
+        let checking = check::check(&access, &subject.source, subject.consumer.as_deref());
         let findings = Box::pin(checking).await;
         Ok(Response::new(CheckAccessResponse {
             findings: findings.into_iter().map(finding).collect(),
@@ -128,7 +133,7 @@ impl Api {
         })
     }
 
-    async fn access_to(&self, source: &KinesisSource, pipe: &Label) -> Result<Access, ApiError> {
+    pub(super) async fn access_to(&self, source: &KinesisSource, pipe: &Label) -> Result<Access, ApiError> {
         match self.secret(&source.credential).await? {
             Some(CredentialSecret::Aws(credential)) => Ok(discovery::access(source, credential, pipe, &self.aws)),
             _ => Err(ApiError::new(

@@ -1,12 +1,12 @@
 //! The consumer of a pipe that reads by enhanced fan-out, as the pipe is created, changed and deleted. It is registered
-//! again by `discovery` where that failed here; what cannot be deregistered is named in the log.
+//! again by `discovery` where that failed here, and looked for there if it could not be deregistered.
 
 use millrace_common::aws::policy::Usage;
-use millrace_common::pipe::{FanOut, KinesisSource, managed_consumer};
+use millrace_common::pipe::{FanOut, KinesisSource};
 
 use super::Api;
 use crate::{
-    discovery,
+    discovery::{self, consumer::Failure},
     store::{CredentialSecret, StoredPipe},
 };
 
@@ -40,33 +40,43 @@ impl Api {
 
     fn wish(&self, wish: Wish, pipe: &StoredPipe) {
         let (store, source) = (self.store.clone(), pipe.spec.source.clone());
-        let (pipe_id, settings) = (pipe.name.id.clone(), self.aws.clone());
-        let (name, stream_arn) = (managed_consumer(pipe.uid), pipe.resolved.stream.arn.clone());
+        let (pipe_id, callers) = (pipe.name.id.clone(), self.aws.clone());
+        let (uid, stream_arn) = (pipe.uid, pipe.resolved.stream.arn.clone());
         tokio::spawn(async move {
             let credential = match store.credential_secret(&source.credential).await {
                 Ok(Some(CredentialSecret::Aws(credential))) => credential,
                 Ok(_) => {
-                    tracing::warn!(%stream_arn, consumer = name, ?wish, "its credential is gone");
+                    tracing::warn!(%stream_arn, pipe = %uid, ?wish, "the credential of its consumer is gone");
                     return;
                 }
                 Err(error) => {
                     let error = &error as &dyn std::error::Error;
-                    tracing::warn!(%stream_arn, consumer = name, ?wish, error, "its credential cannot be read");
+                    tracing::warn!(%stream_arn, pipe = %uid, ?wish, error, "the credential of its consumer cannot be read");
                     return;
                 }
             };
-            let mut access = discovery::access(&source, credential, &pipe_id, &settings);
+            let mut access = discovery::access(&source, credential, &pipe_id, &callers);
             // Fan-out may have been switched off by now, and that is why it is to go.
             if let Some(scope) = &mut access.scope {
                 scope.usage = Usage::ManagedFanOut;
             }
             let done = match wish {
-                Wish::There => discovery::consumer::ensure(&access, &stream_arn, &name).await,
-                Wish::Gone => discovery::consumer::remove(&access, &stream_arn, &name).await,
+                Wish::There => discovery::consumer::ensure(&store, &access, &stream_arn, uid).await,
+                Wish::Gone => discovery::consumer::remove(&access, &stream_arn, uid)
+                    .await
+                    .map(drop)
+                    .map_err(Failure::Source),
             };
-            if let Err(error) = done {
-                let error = &error as &dyn std::error::Error;
-                tracing::warn!(%stream_arn, consumer = name, ?wish, error, "the consumer is not as it should be");
+            match done {
+                Ok(()) => {}
+                Err(Failure::Source(error)) => {
+                    let error = &error as &dyn std::error::Error;
+                    tracing::warn!(%stream_arn, pipe = %uid, ?wish, error, "the consumer is not as it should be");
+                }
+                Err(Failure::Store(error)) => {
+                    let error = &error as &dyn std::error::Error;
+                    tracing::warn!(%stream_arn, pipe = %uid, ?wish, error, "the consumer cannot be noted: tried again");
+                }
             }
         });
     }

@@ -13,6 +13,7 @@ pub mod partition_by;
 mod secret;
 mod settings;
 mod source;
+mod table;
 pub mod violations;
 
 use jiff::Timestamp;
@@ -26,6 +27,7 @@ use millrace_proto::api::v1 as proto;
 
 use crate::endpoint::Policy;
 
+pub use mapping::planned_decoding;
 pub use secret::{credential, source_credential};
 pub use settings::span;
 pub use source::planned_source;
@@ -138,6 +140,16 @@ fn replicas(value: u32, violations: &mut Violations) -> u32 {
 }
 
 /// Reports an enum value that this server does not know.
+/// A credential that a request refers to: in its own project.
+pub fn planned_credential(
+    text: &str,
+    field: &str,
+    project: &ProjectName,
+    violations: &mut Violations,
+) -> Option<CredentialName> {
+    credential_name(text, field, project, violations)
+}
+
 fn unknown_enum(field: &str, value: i32, known: &str, violations: &mut Violations) {
     violations.add(
         field,

@@ -4,6 +4,7 @@
 //! Invariant: nothing of a leadership goes on after it: its parts are gone before the next role begins.
 
 use futures::future::BoxFuture;
+use millrace_common::clock::Clock;
 use tokio_util::sync::CancellationToken;
 use tonic_health::server::HealthReporter;
 
@@ -23,6 +24,7 @@ pub(super) struct Duty {
     pub(super) api: Api,
     pub(super) discovery: discovery::Options,
     pub(super) destination: destination::Options,
+    pub(super) clock: Clock,
     pub(super) health: Health,
 }
 
@@ -53,9 +55,8 @@ impl Duty {
     async fn lead(&self, tenure: &Tenure, election: &leader::Handle) {
         let store = self.store.fenced(tenure.term());
         let (discovered, looked) = (self.api.clone(), self.api.clone());
-        let streams = discovery::Service::new(store.clone(), self.discovery.clone(), move || {
-            discovered.note_change();
-        });
+        let (options, clock) = (self.discovery.clone(), self.clock.clone());
+        let streams = discovery::Service::new(store.clone(), options, clock, move || discovered.note_change());
         let states = store.clone();
         let tables = destination::Service::new(store, self.clickhouse.clone(), self.destination.clone(), move || {
             looked.note_change();

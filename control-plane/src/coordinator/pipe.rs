@@ -25,7 +25,7 @@ use crate::{
         lineage::Lineage,
         plan::{LeaseView, PipeView, ShardView},
     },
-    sessions::LaneFault,
+    sessions::{LaneFault, convert},
     store::{PipeSnapshot, ShardPhase, StoredFault, StoredPipe, StoredShard},
 };
 
@@ -179,13 +179,24 @@ impl PipeState {
         PipeView {
             runnable: self.is_runnable(),
             replicas: self.pipe.spec.replicas,
+            protocol: self.protocol_required(),
             steady,
             shards: unfinished.map(view).collect(),
             ties: ties.filter(|tie| tie.iter().any(free)).collect(),
         }
     }
 
-    pub(super) fn view(&self, faults: Vec<(WorkerId, LaneFault)>, has_workers: bool) -> status::PipeView {
+    /// The oldest protocol that a worker has to speak for what it would be given of the pipe.
+    pub(super) fn protocol_required(&self) -> u32 {
+        let specs = self.spec.iter().chain(self.replay_specs.values());
+        specs
+            .map(|spec| convert::protocol_required(spec))
+            .max()
+            .unwrap_or_default()
+    }
+
+    /// `newest` is the newest protocol that a worker speaks, if there is a worker.
+    pub(super) fn view(&self, faults: Vec<(WorkerId, LaneFault)>, newest: Option<u32>) -> status::PipeView {
         let unfinished = self
             .stored
             .values()
@@ -211,8 +222,12 @@ impl PipeState {
             None
         } else if let Some(problem) = &self.problem {
             Some(fault(reason::INTERNAL, problem.clone()))
-        } else if !has_workers && waits() {
+        } else if newest.is_none() && waits() {
             Some(fault(reason::NO_WORKERS, "no worker is connected: start one".into()))
+        } else if newest < Some(self.protocol_required()) && waits() {
+            let message = "the workers that are connected are of an older release and would pass over a part of what this pipe asks \
+                           for: upgrade them";
+            Some(fault(reason::WORKERS_TOO_OLD, message.into()))
         } else {
             None
         };

@@ -59,6 +59,10 @@ fn key(world: &World, worker: &WorkerSeen) -> Key {
     }
     for (uid, pipe) in &world.pipes {
         let Some(spec) = &pipe.spec else { continue };
+        // It would pass over what it does not know. Placement asks for what it has; until then it has to give it back anyway.
+        if worker.protocol < pipe.protocol_required() {
+            continue;
+        }
         let shards: BTreeMap<ShardId, Epoch> = pipe
             .shards
             .iter()

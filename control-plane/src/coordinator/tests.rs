@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, time::Duration};
 use millrace_common::{
     error,
     ids::{BatchId, PipeUid},
-    pipe::{Delivery, DesiredState, PipeSpec, Settings},
+    pipe::{Delivery, DesiredState, OutOfRangePolicy, PipeSpec, Settings},
     reason,
 };
 use millrace_proto::worker::v1::{self, session_request::Message};
@@ -25,7 +25,7 @@ mod moves;
 mod pipes;
 mod wire;
 
-use harness::{PATIENCE, Plane, Worker, eventually, identity, options, resolved, shard_id, spec};
+use harness::{Held, PATIENCE, Plane, Worker, eventually, identity, options, resolved, shard_id, spec};
 
 fn slice(shard: usize, epoch: u64, from: Option<&str>, to: &str) -> v1::Slice {
     use v1::position::Place;

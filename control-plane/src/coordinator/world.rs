@@ -16,7 +16,7 @@ use crate::{
         placement::Mode,
         plan::{Snapshot, WorkerView},
     },
-    sessions::{LaneFault, WorkerSeen},
+    sessions::{LaneFault, PROTOCOL_MAX, WorkerSeen},
     store::{PipeSnapshot, ShardEnd},
 };
 
@@ -111,12 +111,14 @@ impl World {
                 _ => Mode::Silent,
             };
             let (instance, capacity) = (worker.instance.clone(), worker.capacity.cores);
+            let protocol = worker.protocol;
             workers.insert(
                 instance.worker.clone(),
                 WorkerView {
                     instance,
                     mode,
                     capacity,
+                    protocol,
                 },
             );
         }
@@ -131,6 +133,8 @@ impl World {
                 instance: lease.holder.clone(),
                 mode: Mode::Silent,
                 capacity: 1,
+                // What it has, it was given because it understands it.
+                protocol: PROTOCOL_MAX,
             };
             workers.entry(lease.holder.worker.clone()).or_insert_with(silent);
         }
@@ -180,11 +184,14 @@ impl World {
     }
 
     pub(super) fn view(&self, seen: &[WorkerSeen]) -> status::View {
-        let has_workers = seen.iter().any(|worker| worker.connected && worker.leaving.is_none());
+        let there = seen
+            .iter()
+            .filter(|worker| worker.connected && worker.leaving.is_none());
+        let newest = there.map(|worker| worker.protocol).max();
         let pipes = self
             .pipes
             .iter()
-            .map(|(uid, pipe)| (*uid, pipe.view(status::faults(*uid, seen), has_workers)));
+            .map(|(uid, pipe)| (*uid, pipe.view(status::faults(*uid, seen), newest)));
         let mut pipes: BTreeMap<_, _> = pipes.collect();
         for (uid, message) in &self.damaged {
             pipes.entry(*uid).or_default().blocked = Some(LaneFault {

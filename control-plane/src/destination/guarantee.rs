@@ -428,6 +428,7 @@ mod tests {
             exists: true,
             engine: engine.to_owned(),
             engine_full: engine.to_owned(),
+            sorting_key: String::new(),
             partition_key: String::new(),
             views: Vec::new(),
             columns: Vec::new(),

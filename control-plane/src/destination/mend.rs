@@ -42,8 +42,12 @@ pub(super) async fn mend(server: &Server, spec: &PipeSpec) -> Result<Vec<Mended>
         };
         let memory = guarantee::memory(&table.engine, &table.engine_full, defaults);
         let needed = guarantee::needed(spec, guarantee::partitions(server, &table).await);
-        let own = if guarantee::is_replicated(&table.engine) {
-            // It was made without the setting, so the server's default is what it had.
+        let asked = destination
+            .managed
+            .as_ref()
+            .is_some_and(|definition| definition.replicated);
+        let own = if guarantee::is_replicated(&table.engine) && !asked {
+            // The server made it so, without the setting: its default is what the table had.
             defaults.replicated.unwrap_or_default()
         } else {
             u64::from(ddl::DEDUPLICATION_WINDOW)

@@ -4,7 +4,7 @@
 use millrace_common::{
     clickhouse::{DataType, ERROR_TABLE_COLUMNS, quote_identifier},
     error::FieldViolation,
-    pipe::{Destination, TableEngine},
+    pipe::{Destination, TableDefinition},
     reason,
 };
 use serde::Deserialize;
@@ -28,6 +28,8 @@ pub(super) struct Table {
     pub(super) engine_full: String,
     /// Expression by which it is partitioned; empty if it is not.
     pub(super) partition_key: String,
+    /// Expressions by which it is ordered; empty if it is not.
+    pub(super) sorting_key: String,
     /// Materialized views that read what is inserted, as (database, name).
     pub(super) views: Vec<(String, String)>,
     pub(super) columns: Vec<TableColumn>,
@@ -46,9 +48,9 @@ pub(super) struct TableColumn {
 impl Table {
     /// The table that a dry run would make.
     pub(super) fn planned(destination: &Destination) -> Self {
-        let engine = match destination.managed.as_ref().map(|definition| definition.engine) {
-            Some(TableEngine::MergeTree) | None => "MergeTree".to_owned(),
-        };
+        let managed = destination.managed.as_ref();
+        let engine = managed.map_or_else(|| "MergeTree".to_owned(), ddl::engine);
+        let replicated = managed.is_some_and(|definition| definition.replicated);
         let spelled = |text: &str| {
             text.parse::<DataType>()
                 .map_or_else(|_| text.to_owned(), |parsed| parsed.to_string())
@@ -62,16 +64,16 @@ impl Table {
             database: destination.database.clone(),
             name: destination.table.clone(),
             exists: false,
-            engine_full: format!(
-                "{engine} SETTINGS non_replicated_deduplication_window = {}",
-                ddl::DEDUPLICATION_WINDOW
-            ),
-            engine,
+            engine_full: format!("{engine} SETTINGS {}", ddl::windows(replicated)),
+            engine: engine.split('(').next().unwrap_or_default().to_owned(),
             partition_key: destination
                 .managed
                 .as_ref()
                 .and_then(|definition| definition.partition_by.as_ref())
                 .map(|by| by.column.clone())
+                .unwrap_or_default(),
+            sorting_key: managed
+                .map(|definition| definition.sorting_key.join(", "))
                 .unwrap_or_default(),
             views: Vec::new(),
             columns: columns.collect(),
@@ -98,17 +100,14 @@ pub(super) async fn connect(server: &Server) -> Result<String, Error> {
     }
 }
 
-pub(super) async fn check_database(server: &Server, destination: &Destination) -> Result<(), Error> {
+pub(super) async fn check_database(server: &Server, database: &str) -> Result<(), Error> {
     #[derive(Deserialize)]
     struct Row {
         #[allow(dead_code, reason = "that it is there is all that counts")]
         name: String,
     }
     let rows: Vec<Row> = server
-        .rows(
-            "SELECT name FROM system.databases WHERE name = ?",
-            &[&destination.database],
-        )
+        .rows("SELECT name FROM system.databases WHERE name = ?", &[database])
         .await
         .map_err(|error| Error::of_connection(&error, server))?;
     if rows.is_empty() {
@@ -116,7 +115,7 @@ pub(super) async fn check_database(server: &Server, destination: &Destination) -
             reason::DESTINATION_DATABASE_NOT_FOUND,
             format!(
                 "there is no database {:?}, or the user {:?} has no right on anything in it: create it, or grant INSERT on the table",
-                destination.database, server.username
+                database, server.username
             ),
         )
         .field("pipe.destination.database"));
@@ -130,11 +129,12 @@ pub(super) async fn read_table(server: &Server, database: &str, name: &str) -> R
         engine: String,
         engine_full: String,
         partition_key: String,
+        sorting_key: String,
         dependencies_database: Vec<String>,
         dependencies_table: Vec<String>,
     }
     let failed = |error| Error::of_connection(&error, server);
-    let tables = "SELECT engine, engine_full, partition_key, dependencies_database, dependencies_table \
+    let tables = "SELECT engine, engine_full, partition_key, sorting_key, dependencies_database, dependencies_table \
                   FROM system.tables WHERE database = ? AND name = ?";
     let rows: Vec<Row> = server.rows(tables, &[database, name]).await.map_err(failed)?;
     let Some(row) = rows.into_iter().next() else {
@@ -150,6 +150,7 @@ pub(super) async fn read_table(server: &Server, database: &str, name: &str) -> R
         engine: row.engine,
         engine_full: row.engine_full,
         partition_key: row.partition_key,
+        sorting_key: row.sorting_key,
         views: row
             .dependencies_database
             .into_iter()
@@ -190,6 +191,9 @@ pub(super) fn check_managed(destination: &Destination, table: &Table) -> Result<
             Some(_) => {}
         }
     }
+    if let Some(definition) = &destination.managed {
+        fields.extend(other_shape(definition, table));
+    }
     if fields.is_empty() {
         return Ok(());
     }
@@ -199,10 +203,79 @@ pub(super) fn check_managed(destination: &Destination, table: &Table) -> Result<
         ..Error::new(
             reason::DESTINATION_SCHEMA_CHANGED,
             format!(
-                "the table {name} exists with other columns: name another table, change this one, or set managed_table to false"
+                "the table {name} exists with another shape: name another table, change this one, or set managed_table to false"
             ),
         )
     })
+}
+
+/// What an existing table is instead of what was asked for: rows would be kept, replaced or added up in another way.
+fn other_shape(definition: &TableDefinition, table: &Table) -> Vec<FieldViolation> {
+    let mut fields = Vec::new();
+    let field = |name: &str| format!("pipe.destination.table_definition.{name}");
+    let (wanted, found) = (bare(&ddl::engine(definition)), engine_of(&table.engine_full));
+    // Some servers and databases make a Replicated or Shared table of every one.
+    let wanted = wanted.strip_prefix("Replicated").unwrap_or(&wanted);
+    if !table.engine_full.is_empty() && found != wanted {
+        let what = format!("the table that exists is {found}, not {wanted}");
+        fields.push(violation(field("engine"), what));
+    }
+    let (wanted, found) = (bare(&definition.sorting_key.join(",")), key_of(&table.sorting_key));
+    if found != wanted {
+        let what = format!("the table that exists is ordered by ({found}), not ({wanted})");
+        fields.push(violation(field("sorting_key"), what));
+    }
+    fields
+}
+
+/// The engine with its arguments, without what makes it a Replicated or Shared one.
+fn engine_of(engine_full: &str) -> String {
+    let end = [" PARTITION BY ", " PRIMARY KEY ", " ORDER BY ", " TTL ", " SETTINGS "]
+        .iter()
+        .filter_map(|clause| engine_full.find(clause))
+        .min();
+    let engine = &engine_full[..end.unwrap_or(engine_full.len())];
+    let Some(plain) = engine
+        .strip_prefix("Replicated")
+        .or_else(|| engine.strip_prefix("Shared"))
+    else {
+        return bare(engine);
+    };
+    let Some((name, arguments)) = plain.split_once('(') else {
+        return bare(plain);
+    };
+    // Path and replica are strings, and the first two arguments.
+    let mut rest = arguments.strip_suffix(')').unwrap_or(arguments);
+    while let Some(text) = rest.strip_prefix('\'') {
+        rest = text
+            .split_once('\'')
+            .map_or("", |(_, rest)| rest)
+            .trim_start_matches([',', ' ']);
+    }
+    bare(&if rest.is_empty() {
+        name.to_owned()
+    } else {
+        format!("{name}({rest})")
+    })
+}
+
+/// A sorting key without the brackets that ClickHouse keeps around a single column.
+fn key_of(sorting_key: &str) -> String {
+    let key = bare(sorting_key);
+    match key.strip_prefix('(').and_then(|key| key.strip_suffix(')')) {
+        Some(inner) => inner.to_owned(),
+        None if key == "tuple()" => String::new(),
+        None => key,
+    }
+}
+
+/// As it is without quotes and spaces: ClickHouse quotes where it has to, and writes a list of one without its brackets.
+fn bare(text: &str) -> String {
+    let text: String = text.chars().filter(|c| !matches!(c, '`' | ' ' | '\\')).collect();
+    match text.split_once("((") {
+        Some((name, rest)) if !rest.contains(',') => format!("{name}({}", rest.replacen("))", ")", 1)),
+        _ => text,
+    }
 }
 
 /// An error table that exists already must take what the worker writes there.
@@ -344,6 +417,40 @@ pub(super) fn same_type(a: &str, b: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn engines_are_told_apart_however_they_are_printed() {
+        for (full, engine) in [
+            ("MergeTree ORDER BY id SETTINGS index_granularity = 8192", "MergeTree"),
+            (
+                "ReplacingMergeTree(ts) PARTITION BY d ORDER BY id",
+                "ReplacingMergeTree(ts)",
+            ),
+            (
+                "ReplicatedReplacingMergeTree('/clickhouse/tables/{uuid}/{shard}', '{replica}', `t s`) ORDER BY id",
+                "ReplacingMergeTree(ts)",
+            ),
+            (
+                "SharedMergeTree('/clickhouse/tables/{uuid}/{shard}', '{replica}') ORDER BY id",
+                "MergeTree",
+            ),
+            ("SummingMergeTree((a, b)) ORDER BY id", "SummingMergeTree((a,b))"),
+            ("SummingMergeTree(a) ORDER BY id", "SummingMergeTree(a)"),
+            ("Null", "Null"),
+        ] {
+            assert_eq!(engine_of(full), engine, "{full}");
+        }
+        assert_eq!(bare("SummingMergeTree((`a`))"), "SummingMergeTree(a)");
+        for (printed, key) in [
+            ("(id)", "id"),
+            ("id, `t s`", "id,ts"),
+            ("tuple()", ""),
+            ("", ""),
+            ("id", "id"),
+        ] {
+            assert_eq!(key_of(printed), key, "{printed}");
+        }
+    }
 
     #[test]
     fn spellings_of_one_type() {

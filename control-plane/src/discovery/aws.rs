@@ -34,6 +34,7 @@ pub(super) async fn describe(client: &Client, stream: &StreamRef) -> Result<(Str
             message: "is being deleted".to_owned(),
             field: "pipe.source.kinesis.stream_name",
             permanent: true,
+            said: String::new(),
         });
     }
     let created = summary.stream_creation_timestamp();
@@ -99,7 +100,12 @@ fn read(shard: &aws_sdk_kinesis::types::Shard) -> Result<Shard, Error> {
     let ends = shard
         .sequence_number_range()
         .and_then(|range| range.ending_sequence_number());
+    let hash_keys = shard.hash_key_range().and_then(|range| {
+        let (first, last) = (range.starting_hash_key(), range.ending_hash_key());
+        Some((first.parse().ok()?, last.parse().ok()?))
+    });
     Ok(Shard {
+        hash_keys,
         id: id(shard.shard_id())?,
         parents: parents.into_iter().flatten().map(id).collect::<Result<_, _>>()?,
         open: ends.is_none(),
@@ -107,11 +113,12 @@ fn read(shard: &aws_sdk_kinesis::types::Shard) -> Result<Shard, Error> {
 }
 
 /// Something answered that is not quite Kinesis.
-fn odd(what: &str) -> Error {
+pub(super) fn odd(what: &str) -> Error {
     Error {
         reason: reason::SOURCE_UNREACHABLE,
         message: format!("the answer is not one of Kinesis: {what}"),
         field: "pipe.source.kinesis.endpoint",
         permanent: false,
+        said: String::new(),
     }
 }

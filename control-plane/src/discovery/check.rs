@@ -71,11 +71,12 @@ fn allowed(action: &'static str) -> Finding {
     }
 }
 
+/// It was not tried.
 fn unknown(action: &'static str, message: impl Into<String>) -> Finding {
     Finding {
         action,
         verdict: Verdict::Unknown,
-        reason: reason::SOURCE_UNREACHABLE,
+        reason: reason::SOURCE_NOT_TRIED,
         message: message.into(),
         remedy: String::new(),
     }
@@ -100,7 +101,8 @@ where
             Some(code) if error.raw_response().is_some_and(|raw| raw.status().as_u16() < 500) => {
                 Came::Refused(code.to_owned())
             }
-            _ => Came::Nowhere(Error::of_call(action, &error)),
+            // Without what it says: whoever it was that answered, it was not AWS about a right.
+            _ => Came::Nowhere(Error::of_call(action, &error).untold()),
         },
     }
 }
@@ -169,7 +171,10 @@ pub async fn check(access: &Access, source: &KinesisSource, consumer: Option<&st
         let wanted = wanted(usage(source));
         for action in wanted {
             if !findings.iter().any(|finding| finding.action == action) {
-                findings.push(unknown(action, message.clone()));
+                findings.push(Finding {
+                    reason: reason::SOURCE_UNREACHABLE,
+                    ..unknown(action, message.clone())
+                });
             }
         }
     }

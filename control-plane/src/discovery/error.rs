@@ -30,9 +30,17 @@ pub struct Error {
     pub field: &'static str,
     /// A person has to act. Otherwise it may pass by itself.
     pub permanent: bool,
+    /// What the peer says of it. Shown only of AWS's own endpoints: others are named by users, and may be anything.
+    pub(super) said: String,
 }
 
 impl Error {
+    /// Without what the peer says.
+    pub(super) fn untold(mut self) -> Self {
+        self.said.clear();
+        self
+    }
+
     /// The error of a call that needs the right `action`.
     pub(super) fn of_call<E>(action: &str, error: &SdkError<E, HttpResponse>) -> Self
     where
@@ -46,19 +54,21 @@ impl Error {
     }
 
     fn of_code(action: &str, code: &str, text: &str, status: u16) -> Self {
-        let text: String = text.chars().take(SHOWN_CHARS).collect();
+        let said = text.chars().take(SHOWN_CHARS).collect();
         match code {
             "ResourceNotFoundException" => Self {
                 reason: reason::SOURCE_STREAM_NOT_FOUND,
                 message: "is not found".to_owned(),
                 field: STREAM,
                 permanent: true,
+                said: String::new(),
             },
             "AccessDeniedException" | "AccessDenied" | "NotAuthorized" | "OptInRequired" => Self {
                 reason: reason::SOURCE_ACCESS_DENIED,
-                message: format!("the AWS identity may not call {action}: allow it for the stream. AWS says: {text}"),
+                message: format!("the AWS identity may not call {action}: allow it for the stream"),
                 field: CREDENTIAL,
                 permanent: true,
+                said,
             },
             "UnrecognizedClientException"
             | "InvalidSignatureException"
@@ -75,10 +85,11 @@ impl Error {
                 reason: reason::SOURCE_CREDENTIAL_INVALID,
                 message: format!(
                     "AWS does not accept the keys of the credential ({code}): store valid ones in a new credential, and check \
-                     the clock of this machine. AWS says: {text}"
+                     the clock of this machine"
                 ),
                 field: CREDENTIAL,
                 permanent: true,
+                said,
             },
             "LimitExceededException"
             | "ThrottlingException"
@@ -90,12 +101,14 @@ impl Error {
                 message: format!("Kinesis asks for fewer calls of {action} ({code}): tried again later"),
                 field: STREAM,
                 permanent: false,
+                said: String::new(),
             },
             "InvalidArgumentException" | "ValidationException" => Self {
                 reason: reason::SOURCE_STREAM_NOT_FOUND,
                 message: "is not one that Kinesis knows how to look up".to_owned(),
                 field: STREAM,
                 permanent: true,
+                said: String::new(),
             },
             // Some gateways answer with a bare status.
             _ if status == 403 || status == 401 => Self {
@@ -105,12 +118,14 @@ impl Error {
                 ),
                 field: CREDENTIAL,
                 permanent: true,
+                said: String::new(),
             },
             _ => Self {
                 reason: reason::SOURCE_UNREACHABLE,
                 message: format!("{action} failed with HTTP {status}: tried again later"),
                 field: ENDPOINT,
                 permanent: false,
+                said: String::new(),
             },
         }
     }
@@ -130,6 +145,7 @@ impl Error {
             message: format!("cannot reach Kinesis: {innermost}; check the region, the endpoint and the network"),
             field: REGION,
             permanent: false,
+            said: String::new(),
         }
     }
 
@@ -140,6 +156,7 @@ impl Error {
             message: error.to_string(),
             field: CREDENTIAL,
             permanent: !error.is_transient() && !matches!(error, IdentityError::NoAmbient { .. }),
+            said: String::new(),
         }
     }
 
@@ -157,10 +174,13 @@ impl Error {
         } else {
             format!("the stream {stream} in {place}: {}", self.message)
         };
+        if endpoint.is_none() && !self.said.is_empty() {
+            self.message = format!("{}. AWS says: {}", self.message, self.said);
+        }
         if self.field == REGION && endpoint.is_some() {
             self.field = ENDPOINT;
         }
-        self
+        self.untold()
     }
 }
 
@@ -227,6 +247,24 @@ mod tests {
         }
     }
 
+    #[test]
+    fn what_a_peer_says_is_repeated_only_of_aws() {
+        for (code, status) in [
+            ("AccessDeniedException", 400),
+            ("AccessDeniedException", 503),
+            ("ExpiredTokenException", 400),
+        ] {
+            let error = |endpoint| {
+                Error::of_code("kinesis:ListShards", code, "canary", status).about("events", "eu-central-1", endpoint)
+            };
+            assert!(error(None).message.contains("AWS says: canary"), "{}", error(None));
+            let other = error(Some("http://10.0.0.1"));
+            assert!(!format!("{other:?}").contains("canary"), "{other:?}");
+            let untold = Error::of_code("kinesis:ListShards", code, "canary", status).untold();
+            assert!(!format!("{untold:?}").contains("canary"), "{untold:?}");
+        }
+    }
+
     #[tokio::test]
     async fn nobody_there_is_unreachable() {
         let access = millrace_common::aws::Access {
@@ -240,6 +278,7 @@ mod tests {
             max_attempts: 1,
             scope: None,
             settings: millrace_common::aws::Settings::default(),
+            identities: None,
         };
         let stream = millrace_common::pipe::StreamRef::Name("events".into());
         let error = super::super::look(&access, &stream).await.unwrap_err();

@@ -103,6 +103,7 @@ mod tests {
 
     fn shard(number: usize, parents: &[usize], open: bool) -> Shard {
         Shard {
+            hash_keys: None,
             id: id(number),
             parents: parents.iter().map(|parent| id(*parent)).collect(),
             open,

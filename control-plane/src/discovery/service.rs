@@ -9,19 +9,20 @@ use millrace_common::{
         self, Access,
         policy::{Scope, Usage},
     },
+    clock::Clock,
     ids::{Label, ShardId},
-    pipe::{DesiredState, FanOut, KinesisSource, StreamRef, managed_consumer},
+    pipe::{DesiredState, FanOut, KinesisSource, StreamRef},
     reason,
 };
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
-use super::{Error, check_identity, consumer, lineage, look};
+use super::{Error, check_identity, consumer, lineage, look, orphans::Sweeper};
 use crate::events::{NewEvent, Severity, kind};
 use crate::store::{CredentialSecret, Error as StoreError, ShardPhase, Store, StoredFault, StoredPipe, StoredShard};
 
 /// Attempts per call. The next round is another attempt.
-const ATTEMPTS: u32 = 2;
+pub(super) const ATTEMPTS: u32 = 2;
 /// Faults that are noted here, and so taken away here.
 const OWN_REASONS: [&str; 7] = [
     reason::SOURCE_AMBIENT_NOT_ALLOWED,
@@ -33,13 +34,31 @@ const OWN_REASONS: [&str; 7] = [
     reason::SOURCE_STREAM_RECREATED,
 ];
 
+/// As whom AWS is called; a cheap clone.
+#[derive(Debug, Clone, Default)]
+pub struct Callers {
+    /// What the operator says about AWS.
+    pub settings: aws::Settings,
+    /// The sessions in use: one look at a stream is not the last one.
+    pub identities: aws::Identities,
+}
+
+impl From<aws::Settings> for Callers {
+    fn from(settings: aws::Settings) -> Self {
+        Self {
+            settings,
+            identities: aws::Identities::default(),
+        }
+    }
+}
+
 /// How to look.
 #[derive(Debug, Clone)]
 pub struct Options {
     /// From one round to the next. Workers learn of new shards at once; this finds what they missed.
     pub interval: Duration,
-    /// What the operator says about AWS.
-    pub aws: aws::Settings,
+    /// As whom AWS is called.
+    pub aws: Callers,
     /// Pipes looked at at the same time: DescribeStreamSummary takes 20 calls per second and account.
     pub concurrency: usize,
 }
@@ -48,7 +67,7 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             interval: Duration::from_secs(30),
-            aws: aws::Settings::default(),
+            aws: Callers::default(),
             concurrency: 4,
         }
     }
@@ -58,16 +77,20 @@ impl Default for Options {
 pub struct Service {
     store: Store,
     options: Options,
+    clock: Clock,
+    sweeper: Sweeper,
     /// Called when something changed that placement or a watcher should see.
     changed: Arc<dyn Fn() + Send + Sync>,
 }
 
 impl Service {
     /// A reconciler that calls `changed` when there is something to see.
-    pub fn new(store: Store, options: Options, changed: impl Fn() + Send + Sync + 'static) -> Self {
+    pub fn new(store: Store, options: Options, clock: Clock, changed: impl Fn() + Send + Sync + 'static) -> Self {
         Self {
             store,
             options,
+            clock,
+            sweeper: Sweeper::default(),
             changed: Arc::new(changed),
         }
     }
@@ -102,8 +125,12 @@ impl Service {
             }
         };
         let running = pipes.into_iter().filter(|pipe| pipe.desired == DesiredState::Running);
+        let concurrency = self.options.concurrency.max(1);
         futures::stream::iter(running)
-            .for_each_concurrent(self.options.concurrency.max(1), |pipe| self.reconcile(pipe))
+            .for_each_concurrent(concurrency, |pipe| self.reconcile(pipe))
+            .await;
+        self.sweeper
+            .sweep(&self.store, &self.options.aws, self.clock.now(), concurrency)
             .await;
     }
 
@@ -138,7 +165,7 @@ impl Service {
     async fn learn(&self, pipe: &StoredPipe) -> Result<(), Failure> {
         let access = self.learn_shards(pipe).await?;
         if pipe.spec.source.fan_out == Some(FanOut::Managed) {
-            consumer::ensure(&access, &pipe.resolved.stream.arn, &managed_consumer(pipe.uid)).await?;
+            consumer::ensure(&self.store, &access, &pipe.resolved.stream.arn, pipe.uid).await?;
         }
         Ok(())
     }
@@ -154,6 +181,7 @@ impl Service {
                 ),
                 field: "pipe.source.kinesis.credential",
                 permanent: true,
+                said: String::new(),
             }));
         };
         // What is stored before the listing begins, the listing can judge: a shard may wait for a parent that the pipe
@@ -188,14 +216,15 @@ impl Service {
 
 /// How to reach the stream of a pipe.
 #[must_use]
-pub fn access(source: &KinesisSource, credential: aws::Credential, pipe: &Label, settings: &aws::Settings) -> Access {
+pub fn access(source: &KinesisSource, credential: aws::Credential, pipe: &Label, callers: &Callers) -> Access {
     let scope = stream_arn(source, &credential).map(|stream_arn| Scope {
         stream_arn,
         usage: usage(source),
     });
     Access {
         scope,
-        settings: settings.clone(),
+        settings: callers.settings.clone(),
+        identities: Some(callers.identities.clone()),
         ..Access::new(
             source.region.clone(),
             source.endpoint.clone(),
@@ -274,6 +303,15 @@ enum Failure {
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
         Failure::Source(error)
+    }
+}
+
+impl From<consumer::Failure> for Failure {
+    fn from(failure: consumer::Failure) -> Self {
+        match failure {
+            consumer::Failure::Source(error) => Failure::Source(error),
+            consumer::Failure::Store(error) => Failure::Store(error),
+        }
     }
 }
 

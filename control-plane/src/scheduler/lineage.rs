@@ -240,6 +240,7 @@ mod tests {
             let listed = self.stream.iter().enumerate().filter(|(_, shard)| !shard.expired);
             let shards = listed
                 .map(|(n, shard)| discovery::Shard {
+                    hash_keys: None,
                     id: id(n),
                     parents: shard.parents.iter().map(|p| id(*p)).collect(),
                     open: shard.children.is_empty(),

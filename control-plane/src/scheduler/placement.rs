@@ -1,7 +1,8 @@
 //! Which worker should have which shards. Pure and deterministic: the same input gives the same answer, in any process.
 //!
 //! In order of precedence:
-//! 1. A worker that is leaving gets nothing and loses what it has. A silent one keeps what it has and gets nothing more.
+//! 1. A worker that is leaving gets nothing and loses what it has. A silent one keeps what it has and gets nothing more. One that does
+//!    not understand a pipe gets nothing of it and loses what it has of it.
 //! 2. A pipe's shards are on at most `replicas` workers.
 //! 3. What runs stays where it runs.
 //! 4. What runs nowhere goes where the load is lowest.
@@ -38,6 +39,8 @@ pub struct Worker {
     pub mode: Mode,
     /// How much it can take, relative to others: its cores. 0 counts as 1.
     pub capacity: u32,
+    /// The protocol that it speaks.
+    pub protocol: u32,
 }
 
 /// Where a unit is.
@@ -78,6 +81,8 @@ pub struct Unit {
 pub struct Pipe {
     /// Number of workers that its shards may spread over. 0 counts as 1.
     pub replicas: u32,
+    /// The oldest protocol that its workers have to speak.
+    pub protocol: u32,
     /// Its units.
     pub units: Vec<Unit>,
 }
@@ -117,6 +122,7 @@ struct State<'a> {
 
 struct Load {
     active: bool,
+    protocol: u32,
     capacity: u64,
     load: u64,
 }
@@ -132,6 +138,7 @@ impl Load {
 
 struct PipeState<'a> {
     replicas: usize,
+    protocol: u32,
     units: &'a [Unit],
     at: Vec<Option<usize>>,
     /// Number and weight of this pipe's units, by worker.
@@ -146,6 +153,7 @@ impl State<'_> {
             .values()
             .map(|w| Load {
                 active: w.mode == Mode::Active,
+                protocol: w.protocol,
                 capacity: u64::from(w.capacity.max(1)),
                 load: 0,
             })
@@ -154,13 +162,15 @@ impl State<'_> {
         for pipe in input.pipes.values() {
             let mut state = PipeState {
                 replicas: usize::try_from(pipe.replicas.max(1)).unwrap_or(usize::MAX),
+                protocol: pipe.protocol,
                 units: &pipe.units,
                 at: vec![None; pipe.units.len()],
                 on: BTreeMap::new(),
             };
             for (n, unit) in pipe.units.iter().enumerate() {
                 let Some(worker) = unit.place.worker() else { continue };
-                let keeps = match input.workers.get(worker).map(|w| w.mode) {
+                let able = input.workers.get(worker).filter(|w| w.protocol >= pipe.protocol);
+                let keeps = match able.map(|w| w.mode) {
                     Some(Mode::Active) => true,
                     Some(Mode::Silent) => matches!(unit.place, Place::Runs(_)),
                     Some(Mode::Leaving) | None => false,
@@ -209,7 +219,8 @@ impl State<'_> {
             let pipe = &mut self.pipes[p];
             let full = pipe.on.len() >= pipe.replicas;
             let best = (0..self.workers.len())
-                .filter(|w| self.workers[*w].active && (!full || pipe.on.contains_key(w)))
+                .filter(|w| self.workers[*w].active && self.workers[*w].protocol >= pipe.protocol)
+                .filter(|w| !full || pipe.on.contains_key(w))
                 .min_by(|a, b| {
                     let after = |w: usize| self.workers[w].relative(i128::from(weight.0));
                     let share = |w: usize| pipe.on.get(&w).map_or(0, |(_, weight)| *weight);

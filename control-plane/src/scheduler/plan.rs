@@ -34,6 +34,8 @@ pub struct WorkerView {
     pub mode: Mode,
     /// Cores.
     pub capacity: u32,
+    /// The protocol that it speaks.
+    pub protocol: u32,
 }
 
 /// A pipe.
@@ -43,6 +45,8 @@ pub struct PipeView {
     pub runnable: bool,
     /// Number of workers that its shards may spread over.
     pub replicas: u32,
+    /// The oldest protocol that its workers have to speak.
+    pub protocol: u32,
     /// Whether it runs without trouble. Moving a lane that cannot drain would only stop it for longer.
     pub steady: bool,
     /// Its shards that are not finished.
@@ -135,6 +139,7 @@ pub fn plan(snapshot: &Snapshot) -> Vec<Action> {
                     placement::Worker {
                         mode: w.mode,
                         capacity: w.capacity,
+                        protocol: w.protocol,
                     },
                 )
             })
@@ -149,6 +154,7 @@ pub fn plan(snapshot: &Snapshot) -> Vec<Action> {
             *uid,
             placement::Pipe {
                 replicas: pipe.replicas,
+                protocol: pipe.protocol,
                 units,
             },
         );

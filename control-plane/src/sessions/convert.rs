@@ -22,7 +22,7 @@ use crate::scheduler::lineage::Child;
 
 mod lane;
 
-pub use lane::{assigned_shard, open_batch, pipe_spec, position};
+pub use lane::{assigned_shard, open_batch, pipe_spec, position, protocol_required};
 
 /// Longest reason of a fault: as in `google.rpc.ErrorInfo`.
 const MAX_REASON: usize = 63;

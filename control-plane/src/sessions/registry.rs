@@ -52,6 +52,7 @@ struct Entry {
     leaving: Option<Leaving>,
     departed: bool,
     capacity: Capacity,
+    protocol: u32,
     program_version: String,
     report: Arc<Report>,
     received: Instant,
@@ -74,6 +75,8 @@ pub struct WorkerSeen {
     pub departed: bool,
     /// What it can take.
     pub capacity: Capacity,
+    /// Protocol version of its session.
+    pub protocol: u32,
     /// Version of its program.
     pub program_version: String,
     /// Its last report.
@@ -114,6 +117,7 @@ impl Registry {
             leaving: entry.leaving,
             departed: entry.departed,
             capacity: entry.capacity,
+            protocol: entry.protocol,
             program_version: entry.program_version.clone(),
             report: entry.report.clone(),
             received: entry.received,
@@ -158,8 +162,8 @@ impl Registry {
         }
     }
 
-    /// Opens a session: the newest of its worker.
-    pub(super) fn open(self: &Arc<Self>, hello: Hello, now: Instant) -> Result<Opened, ApiError> {
+    /// Opens a session in this protocol version: the newest of its worker.
+    pub(super) fn open(self: &Arc<Self>, hello: Hello, protocol: u32, now: Instant) -> Result<Opened, ApiError> {
         let mut state = self.state.lock();
         state.sessions += 1;
         let session = state.sessions;
@@ -176,6 +180,7 @@ impl Registry {
             leaving: None,
             departed: false,
             capacity: hello.capacity,
+            protocol,
             program_version: hello.program_version,
             generation: hello.report.generation,
             report: Arc::new(hello.report),
@@ -309,11 +314,11 @@ mod tests {
     async fn a_reconnect_of_the_same_process_keeps_its_set_and_evicts_the_old_session() {
         let registry = Arc::new(Registry::default());
         let incarnation = Incarnation::new();
-        let first = registry.open(hello("w", incarnation), Instant::now()).unwrap();
+        let first = registry.open(hello("w", incarnation), 1, Instant::now()).unwrap();
         let instance = only(&registry).instance;
         // Above what the worker knows from an earlier control plane.
         assert_eq!(registry.offer(&instance, Vec::new()), Some(Generation(8)));
-        let mut second = registry.open(hello("w", incarnation), Instant::now()).unwrap();
+        let mut second = registry.open(hello("w", incarnation), 1, Instant::now()).unwrap();
         assert!(first.evicted.is_cancelled() && !second.evicted.is_cancelled());
         second.assignments.changed().await.unwrap();
         assert_eq!(second.assignments.borrow().as_ref().unwrap().generation, 8);
@@ -330,12 +335,12 @@ mod tests {
     async fn a_replaced_process_never_comes_back() {
         let registry = Arc::new(Registry::default());
         let (old, new) = (Incarnation::new(), Incarnation::new());
-        let first = registry.open(hello("w", old), Instant::now()).unwrap();
+        let first = registry.open(hello("w", old), 1, Instant::now()).unwrap();
         let old_instance = only(&registry).instance;
-        let second = registry.open(hello("w", new), Instant::now()).unwrap();
+        let second = registry.open(hello("w", new), 1, Instant::now()).unwrap();
         assert!(first.evicted.is_cancelled());
         assert_eq!(registry.offer(&old_instance, Vec::new()), None);
-        let refused = registry.open(hello("w", old), Instant::now()).err().unwrap();
+        let refused = registry.open(hello("w", old), 1, Instant::now()).err().unwrap();
         assert_eq!(refused.reason, "WORKER_REPLACED");
         assert!(!second.evicted.is_cancelled());
         assert_eq!(only(&registry).instance.incarnation, new);
@@ -344,7 +349,9 @@ mod tests {
     #[tokio::test]
     async fn only_what_asks_for_action_wakes() {
         let registry = Arc::new(Registry::default());
-        let session = registry.open(hello("w", Incarnation::new()), Instant::now()).unwrap();
+        let session = registry
+            .open(hello("w", Incarnation::new()), 1, Instant::now())
+            .unwrap();
         registry.heard().await;
         let woken = || futures::FutureExt::now_or_never(registry.heard()).is_some();
         let mut report = Report {

@@ -112,7 +112,7 @@ where
     let welcome = v1::SessionResponse {
         message: Some(session_response::Message::Welcome(welcome)),
     };
-    let opened = context.registry.open(hello, Instant::now())?;
+    let opened = context.registry.open(hello, protocol, Instant::now())?;
     Ok(out.send(Ok(welcome)).await.is_ok().then_some(opened))
 }
 

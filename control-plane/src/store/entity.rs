@@ -312,3 +312,28 @@ pub mod observed {
     }
     entity!();
 }
+
+/// Consumers that Millrace has registered, or is about to. They outlive their pipe.
+pub mod consumer {
+    use sea_orm::entity::prelude::*;
+
+    /// A row.
+    #[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel)]
+    #[sea_orm(table_name = "consumers")]
+    pub struct Model {
+        #[sea_orm(primary_key, auto_increment = false)]
+        pub pipe_uid: String,
+        #[sea_orm(primary_key, auto_increment = false)]
+        pub stream_arn: String,
+        pub project: String,
+        pub pipe_id: String,
+        /// Full name of whose identity it is registered with.
+        pub credential: String,
+        pub region: String,
+        pub endpoint: Option<String>,
+        pub created_millis: i64,
+        /// When it was deregistered for the first time since nobody wants it.
+        pub gone_millis: Option<i64>,
+    }
+    entity!();
+}

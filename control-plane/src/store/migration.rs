@@ -13,6 +13,7 @@ mod m0005_late_replays;
 mod m0006_complete_until;
 mod m0007_batch_terms;
 mod m0008_epoch_floor;
+mod m0009_consumers;
 
 /// Key of the lock under which one control plane at a time brings a PostgreSQL schema up to date: "millrace" in ASCII.
 const POSTGRES_LOCK: i64 = 0x6d69_6c6c_7261_6365;
@@ -29,6 +30,7 @@ impl MigratorTrait for Migrator {
             Box::new(m0006_complete_until::Step),
             Box::new(m0007_batch_terms::Step),
             Box::new(m0008_epoch_floor::Step),
+            Box::new(m0009_consumers::Step),
         ]
     }
 }

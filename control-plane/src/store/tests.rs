@@ -4,8 +4,9 @@
 use std::path::Path;
 
 use millrace_common::{
+    aws,
     crypto::{self, KEY_LEN},
-    ids::{CredentialUid, PipeUid},
+    ids::{CredentialName, CredentialUid, PipeUid},
 };
 use sea_orm::{ConnectionTrait as _, EntityTrait as _};
 use secrecy::SecretString;
@@ -390,4 +391,53 @@ async fn a_memory_database_outlives_callers_that_go_away() {
         }
     }
     assert!(store.get_pipe(&pipe.name).await.unwrap().is_some());
+}
+
+#[tokio::test]
+async fn a_damaged_credential_keeps_no_other_from_being_deleted_unless_it_names_it() {
+    let store = Store::open(&Options::new("sqlite::memory:"), sealer(1), Clock::System)
+        .await
+        .unwrap();
+    let name = |id: &str| -> CredentialName { format!("projects/default/credentials/{id}").parse().unwrap() };
+    let create = async |id: &str, source: Option<&str>| {
+        let secret = match source {
+            None => aws::Credential::Ambient,
+            Some(_) => aws::Credential::Role {
+                role_arn: "arn:aws:iam::123456789012:role/x".to_owned(),
+                external_id: None,
+                session_name: "millrace".to_owned(),
+                source: Box::new(aws::Credential::Ambient),
+            },
+        };
+        let new = NewCredential {
+            name: name(id),
+            uid: CredentialUid::new(),
+            display_name: String::new(),
+            secret: CredentialSecret::Aws(secret),
+            source: source.map(name),
+        };
+        store.create_credential(new).await.unwrap();
+    };
+    create("a-b", None).await;
+    create("axb", None).await;
+    create("role", Some("a-b")).await;
+    create("broken", Some("axb")).await;
+    let refused = store.delete_credential(&name("a-b")).await.unwrap_err();
+    assert!(
+        matches!(&refused, Error::IsSource { credentials, .. } if *credentials == [name("role")]),
+        "{refused:?}"
+    );
+
+    let damage = async |sql: &str| store.inner.write.execute_unprepared(sql).await.unwrap();
+    damage("UPDATE credentials SET kind = kind || '}' WHERE credential_id = 'broken'").await;
+    let refused = store.delete_credential(&name("axb")).await.unwrap_err();
+    assert!(
+        matches!(&refused, Error::IsSource { credentials, .. } if *credentials == [name("broken")]),
+        "{refused:?}"
+    );
+    // What it was does not show any more: it is no concern of others.
+    damage("UPDATE credentials SET kind = '{' WHERE credential_id = 'broken'").await;
+    assert!(store.delete_credential(&name("axb")).await.unwrap());
+    assert!(store.delete_credential(&name("role")).await.unwrap());
+    assert!(store.delete_credential(&name("a-b")).await.unwrap());
 }

@@ -12,6 +12,7 @@ pub(crate) mod column;
 mod dictionary;
 mod output;
 pub(crate) mod scalar;
+mod show;
 pub(crate) mod strings;
 mod value;
 pub(crate) mod variant;
@@ -24,6 +25,7 @@ use millrace_common::clickhouse::DataType;
 use xxhash_rust::xxh3::xxh3_128;
 
 pub use self::output::Output;
+pub use self::show::ShownColumn;
 pub use self::value::{AppendError, Value};
 
 use self::column::{Column, ColumnError};

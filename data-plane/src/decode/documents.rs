@@ -22,6 +22,9 @@ use crate::batch::block::Block;
 
 /// Most documents of one record that are refused one by one: a record of broken documents would make as many error rows.
 const MAX_REFUSED: usize = 1000;
+/// Most messages of other shards that one record is refused one by one: they are no fault of what is in them, so they are not counted
+/// among the refused. As many messages as fit into an aggregate of a mebibyte; of a larger one the rest is refused in one piece.
+const MAX_STRANGERS: usize = 100_000;
 /// Most bytes of rows that one record may become, if it holds several documents: a batch is cut between records only, and empty
 /// objects are rows as well.
 const MAX_ROW_BYTES: usize = 32 << 20;
@@ -181,7 +184,7 @@ impl Decoder {
         };
         let mut unpacker = std::mem::take(&mut self.unpacker);
         let mut progress = Progress::at(meta.sub_sequence_number, 0);
-        let (mut bytes, mut passed_over) = (0, 0);
+        let (mut bytes, mut passed_over, mut strangers) = (0, 0, 0);
         let how = How {
             is_text: !self.plan.parses_json() && self.plan.envelope.is_none(),
             hash_keys: meta.hash_keys,
@@ -191,6 +194,15 @@ impl Decoder {
             if progress.is_exhausted {
                 passed_over += 1;
                 return;
+            }
+            if rejection
+                .as_ref()
+                .is_some_and(|rejection| rejection.kind == RejectionKind::OutOfHashRange)
+            {
+                strangers += 1;
+                if strangers > MAX_STRANGERS {
+                    return;
+                }
             }
             bytes += message.bytes.len();
             progress.message_comes(message.bytes.len());
@@ -205,7 +217,7 @@ impl Decoder {
                 ..*meta
             };
             match rejection {
-                Some(rejection) => progress.refuse(rejection, message.bytes, &mut report),
+                Some(rejection) => progress.refuse_message(rejection, message.bytes, &mut report),
                 None => self.message(message.bytes, &meta, block, &mut progress, &mut report),
             }
             progress.is_exhausted |= progress.refused >= MAX_REFUSED;
@@ -216,6 +228,13 @@ impl Decoder {
                 "{passed_over} messages of this aggregate were not read, because too much was refused, or made of, those before"
             );
             let fail = Fail::other(RejectionKind::TooManyDocuments, 0, message);
+            progress.refuse(fail.into_rejection(record), record, report);
+        } else if strangers > MAX_STRANGERS {
+            let message = format!(
+                "{} more messages of this aggregate belong to other shards",
+                strangers - MAX_STRANGERS
+            );
+            let fail = Fail::other(RejectionKind::OutOfHashRange, 0, message);
             progress.refuse(fail.into_rejection(record), record, report);
         }
         Decoded {
@@ -513,6 +532,14 @@ impl Progress {
             self.refuse_rest(text, end, report);
         }
         next.is_some() && !self.is_exhausted
+    }
+
+    /// Refuses a message that was not looked into. One of another shard is not counted as refused.
+    #[cold]
+    fn refuse_message(&mut self, rejection: Rejection, message: &[u8], report: Report<'_>) {
+        let is_stranger = rejection.kind == RejectionKind::OutOfHashRange;
+        self.refuse(rejection, message, report);
+        self.refused -= usize::from(is_stranger);
     }
 
     #[cold]

@@ -12,7 +12,7 @@ use crate::batch::block::zone::Zone;
 
 /// What is known of a type so far.
 #[derive(Debug, Clone, PartialEq)]
-enum Shape {
+pub(super) enum Shape {
     /// Nothing: the element of an empty array.
     Unknown,
     Null,
@@ -36,7 +36,10 @@ enum Shape {
 }
 
 /// A number that no type of inference holds: the whole value becomes text.
-struct TooLarge;
+pub(super) struct TooLarge;
+
+/// The one type of two elements of an array.
+type Join = fn(Shape, Shape) -> Shape;
 
 /// Finds the type of the value at the cursor and goes past it.
 pub(crate) fn infer(cursor: &mut Cursor<'_>) -> Attempt<DataType> {
@@ -46,7 +49,7 @@ pub(crate) fn infer(cursor: &mut Cursor<'_>) -> Attempt<DataType> {
     let end = cursor.position();
     cursor.seek(start);
     let depth = cursor.depth();
-    let shape = shape(cursor)?;
+    let shape = shape(cursor, |left, right| unify(left, right).unwrap_or(Shape::Mixed))?;
     cursor.seek(end);
     cursor.set_depth(depth);
     match shape {
@@ -56,7 +59,8 @@ pub(crate) fn infer(cursor: &mut Cursor<'_>) -> Attempt<DataType> {
     }
 }
 
-fn shape(cursor: &mut Cursor<'_>) -> Attempt<Result<Shape, TooLarge>> {
+/// The shape of the value at the cursor, whose depth was looked at before.
+pub(super) fn shape(cursor: &mut Cursor<'_>, join: Join) -> Attempt<Result<Shape, TooLarge>> {
     Ok(Ok(match cursor.peek() {
         Some(b'n') => cursor.literal("null").map(|()| Shape::Null)?,
         Some(b't') => cursor.literal("true").map(|()| Shape::Bool)?,
@@ -69,8 +73,8 @@ fn shape(cursor: &mut Cursor<'_>) -> Attempt<Result<Shape, TooLarge>> {
                 text_shape(text.raw())
             }
         }
-        Some(b'[') => return array_shape(cursor),
-        Some(b'{') => return object_shape(cursor),
+        Some(b'[') => return array_shape(cursor, join),
+        Some(b'{') => return object_shape(cursor, join),
         _ => {
             let number = cursor.number()?;
             if !number.is_integer {
@@ -85,7 +89,7 @@ fn shape(cursor: &mut Cursor<'_>) -> Attempt<Result<Shape, TooLarge>> {
     }))
 }
 
-fn array_shape(cursor: &mut Cursor<'_>) -> Attempt<Result<Shape, TooLarge>> {
+fn array_shape(cursor: &mut Cursor<'_>, join: Join) -> Attempt<Result<Shape, TooLarge>> {
     cursor.enter()?;
     let mut element = Shape::Unknown;
     if cursor.peek() == Some(b']') {
@@ -93,17 +97,17 @@ fn array_shape(cursor: &mut Cursor<'_>) -> Attempt<Result<Shape, TooLarge>> {
         return Ok(Ok(Shape::Array(Box::new(element))));
     }
     loop {
-        let Ok(next) = shape(cursor)? else {
+        let Ok(next) = shape(cursor, join)? else {
             return Ok(Err(TooLarge));
         };
-        element = unify(element, next).unwrap_or(Shape::Mixed);
+        element = join(element, next);
         if !cursor.next_item(b']')? {
             return Ok(Ok(Shape::Array(Box::new(element))));
         }
     }
 }
 
-fn object_shape(cursor: &mut Cursor<'_>) -> Attempt<Result<Shape, TooLarge>> {
+fn object_shape(cursor: &mut Cursor<'_>, join: Join) -> Attempt<Result<Shape, TooLarge>> {
     cursor.enter()?;
     let mut fields: Vec<(String, Shape)> = Vec::new();
     if cursor.peek() == Some(b'}') {
@@ -112,7 +116,7 @@ fn object_shape(cursor: &mut Cursor<'_>) -> Attempt<Result<Shape, TooLarge>> {
     }
     loop {
         let key = String::from_utf8_lossy(&cursor.key()?.resolve()).into_owned();
-        let Ok(field) = shape(cursor)? else {
+        let Ok(field) = shape(cursor, join)? else {
             return Ok(Err(TooLarge));
         };
         fields.push((key, field));
@@ -126,7 +130,7 @@ fn object_shape(cursor: &mut Cursor<'_>) -> Attempt<Result<Shape, TooLarge>> {
 }
 
 /// The one type that holds both; `None` if there is none.
-fn unify(left: Shape, right: Shape) -> Option<Shape> {
+pub(super) fn unify(left: Shape, right: Shape) -> Option<Shape> {
     use Shape::{
         Array, Bool, Date, DateTime, DateTime64, Float, Int, Mixed, Null, Nullable, Object, String, UInt, Unknown,
     };
@@ -176,7 +180,7 @@ fn unify_fields(mut left: Vec<(String, Shape)>, right: Vec<(String, Shape)>) -> 
 }
 
 /// `None` if there is an empty key.
-fn data_type(shape: &Shape) -> Option<DataType> {
+pub(super) fn data_type(shape: &Shape) -> Option<DataType> {
     Some(match shape {
         Shape::Null => DataType::nullable(DataType::String),
         Shape::Bool => DataType::Bool,

@@ -6,7 +6,7 @@
 use super::{
     Decoder, Found, NONE,
     cursor::Cursor,
-    json_text,
+    envelope, json_text,
     keys::Pattern,
     plan::{Plan, Step, Unmapped},
     reject::{Attempt, Fail, RejectionKind, shortened},
@@ -30,7 +30,7 @@ impl Decoder {
         let start = cursor.position();
         if self.plan.flat.is_some() {
             self.name.clear();
-            self.append_flat(cursor, block)?;
+            self.append_flat(cursor, block, false)?;
         } else {
             self.append_object(cursor, block)?;
         }
@@ -169,17 +169,21 @@ impl Decoder {
         Ok(())
     }
 
-    /// The same where objects inside the record are part of its row: a key's name has the keys before it.
-    fn append_flat(&mut self, cursor: &mut Cursor<'_>, block: &mut Block) -> Attempt<()> {
+    /// The same where objects inside the record are part of its row: a key's name has the keys before it. `is_around`: what is read is
+    /// around the document, and no key of it.
+    fn append_flat(&mut self, cursor: &mut Cursor<'_>, block: &mut Block, is_around: bool) -> Attempt<()> {
         cursor.enter()?;
         if cursor.peek() == Some(b'}') {
             cursor.leave();
             return Ok(());
         }
         let outer = self.name.len();
+        // What an envelope says comes first, and a document that says such a key itself says it after that.
+        let mut may_be_around = outer == 0 && self.plan.wants_about && self.plan.envelope.is_some();
         loop {
             let start = cursor.position();
             cursor.key()?.append_to(&mut self.name);
+            let is_around = is_around || (std::mem::take(&mut may_be_around) && self.name == envelope::ABOUT);
             let leads_on = || self.plan.flat.as_ref().is_some_and(|flat| flat.leads_on(&self.name));
             if let Some(key) = self.plan.keys.find(&self.name) {
                 self.append_several(key as usize, start, cursor, block)?;
@@ -187,10 +191,13 @@ impl Decoder {
                 let separator = self.plan.flat.as_ref().map(|flat| flat.separator.as_bytes());
                 self.name.extend_from_slice(separator.unwrap_or_default());
                 // As deep as the columns' names go, which the plan bounds.
-                self.append_flat(cursor, block)?;
+                self.append_flat(cursor, block, is_around)?;
             } else {
                 cursor.skip_value()?;
-                self.pass(start, cursor)?;
+                // What no column is for and is no key of the document is neither refused nor kept.
+                if !is_around {
+                    self.pass(start, cursor)?;
+                }
             }
             self.name.truncate(outer);
             if !cursor.next_item(b'}')? {

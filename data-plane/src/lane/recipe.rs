@@ -7,7 +7,7 @@ use millrace_common::{
     clickhouse::DataType,
     ids::Revision,
     json_pointer::JsonPointerError,
-    pipe::{MappedColumn, OutOfRangePolicy},
+    pipe::{Decoding, MappedColumn, OutOfRangePolicy},
     reason,
 };
 
@@ -36,7 +36,7 @@ impl Recipe {
     /// # Errors
     /// A fault of the pipe, if it cannot be run as it is.
     pub(super) async fn make(spec: Arc<Spec>, limits: Limits, aws: &aws::Settings) -> Result<Self, Fault> {
-        let plan = Arc::new(plan(&spec)?);
+        let plan = Arc::new(plan(&spec.columns, &spec.decoding, &spec.time_zone)?);
         let destination = &spec.destination;
         let access = Access {
             endpoint: destination.endpoint.clone(),
@@ -116,7 +116,11 @@ fn source(column: &MappedColumn) -> Result<FieldSource, Fault> {
     Ok(FieldSource::Pointer(pointer))
 }
 
-fn plan(spec: &Spec) -> Result<Plan, Fault> {
+/// How records become rows of these columns.
+///
+/// # Errors
+/// A fault of the pipe, if they cannot.
+pub(crate) fn plan(columns: &[MappedColumn], decoding: &Decoding, time_zone: &str) -> Result<Plan, Fault> {
     let column = |column: &MappedColumn| {
         let data_type: DataType = column.data_type.parse().map_err(|error| {
             let message = format!("column {}: {error}: map only columns of supported types", column.name);
@@ -130,14 +134,14 @@ fn plan(spec: &Spec) -> Result<Plan, Fault> {
             required: column.required,
         })
     };
-    let columns = spec.columns.iter().map(column).collect::<Result<Vec<_>, Fault>>()?;
+    let columns = columns.iter().map(column).collect::<Result<Vec<_>, Fault>>()?;
     let options = Options {
-        time_zone: spec.time_zone.clone(),
-        on_unknown_field: spec.decoding.on_unknown_field,
-        flatten_separator: spec.decoding.flatten_separator.clone(),
-        keep_packed: spec.decoding.keep_packed,
-        on_out_of_range: spec.decoding.on_out_of_range,
-        envelope: spec.decoding.envelope,
+        time_zone: time_zone.to_owned(),
+        on_unknown_field: decoding.on_unknown_field,
+        flatten_separator: decoding.flatten_separator.clone(),
+        keep_packed: decoding.keep_packed,
+        on_out_of_range: decoding.on_out_of_range,
+        envelope: decoding.envelope,
     };
     Plan::compile_with(columns, &options).map_err(|error| unfit(&error.to_string()))
 }

@@ -59,6 +59,7 @@ pub(super) fn spec(delivery: Delivery, clickhouse: &str, columns: Vec<MappedColu
                 },
                 max_attempts: 1,
                 scope: None,
+                identities: None,
                 settings: millrace_common::aws::Settings::default(),
             },
             end: None,

@@ -55,7 +55,7 @@ impl Side {
             panic!("not a Hello")
         };
         self.answer(session_response::Message::Welcome(wire::Welcome {
-            protocol: PROTOCOL,
+            protocol: PROTOCOL_MAX,
             lease_ttl: Some(convert::to_duration(lease)),
             heartbeat_interval: Some(convert::to_duration(heartbeat)),
         }))

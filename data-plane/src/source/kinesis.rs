@@ -39,6 +39,7 @@ use std::{
 use jiff::Timestamp;
 use millrace_common::{
     clock::Clock,
+    hang_point,
     ids::{SequenceNumber, ShardId},
     pipe::StreamIdentity,
     position::Position,
@@ -481,6 +482,7 @@ impl Reader {
     ) -> Result<Option<(poll::Accepted, Permit)>, Error> {
         if !self.machine.is_pushed() {
             let permit = self.vitals.waiting(budget.acquire(reserve)).await;
+            hang_point!("worker.read.hangs");
             let accepted = self.get_records(iterator, limit).await?;
             self.perhaps_subscribe();
             return Ok(accepted.map(|accepted| (accepted, permit)));
@@ -495,6 +497,7 @@ impl Reader {
             // It was given up meanwhile. Whether its place is still good is asked before there is another one.
             return Ok(None);
         }
+        hang_point!("worker.read.hangs");
         let accepted = self.next_event().await?;
         Ok(accepted.map(|accepted| (accepted, permit)))
     }
@@ -536,7 +539,9 @@ impl Reader {
         Counters::add(&self.counters.unknown_events, fan_out.unknown_events - unknown);
         match outcome {
             // How long it waited on the way is not known, but not since before its subscription began.
-            Outcome::Event { reply, subscribed } => {
+            Outcome::Event { answer, subscribed } => {
+                let Answer { reply, by_sdk } = answer;
+                Counters::add(&self.counters.read_by_sdk, u64::from(by_sdk));
                 match self.machine.on_records(subscribed, Instant::now(), reply)? {
                     Ok(accepted) => {
                         fan_out.accepted(self.machine.position());
@@ -643,7 +648,8 @@ impl Reader {
             shard = %self.machine.shard(), call = failure.call, kind = ?failure.kind, message = failure.message,
             "Kinesis call failed"
         );
-        if matches!(failure.kind, Kind::Credential | Kind::Nobody(_)) {
+        // Where there is nobody to call as, no session was refused.
+        if failure.kind == Kind::Credential {
             self.client.renew_identity(started).await;
         }
         self.machine

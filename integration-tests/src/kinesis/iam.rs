@@ -264,6 +264,8 @@ impl Key {
 #[derive(Default)]
 pub(super) struct Sessions {
     sessions: Mutex<HashMap<String, Session>>,
+    /// The ARN of each session that was given, and when, by a clock that nobody moves.
+    given: Mutex<Vec<(String, std::time::Instant)>>,
     roles: Mutex<Vec<Role>>,
 }
 
@@ -278,6 +280,7 @@ impl Sessions {
     pub(super) fn new(roles: Vec<Role>) -> Self {
         Self {
             sessions: Mutex::default(),
+            given: Mutex::default(),
             roles: Mutex::new(roles),
         }
     }
@@ -292,6 +295,12 @@ impl Sessions {
         let mut roles = self.roles.lock();
         roles.retain(|known| known.arn != role.arn);
         roles.push(role);
+    }
+
+    /// The ARN of each session that was given, and how long ago.
+    pub(super) fn given(&self) -> Vec<(String, std::time::Duration)> {
+        let given = self.given.lock();
+        given.iter().map(|(arn, at)| (arn.clone(), at.elapsed())).collect()
     }
 
     /// What a key id stands for. A session may do what its role may do by now.
@@ -331,6 +340,7 @@ impl Sessions {
             role: role.clone(),
             policy,
         };
+        self.given.lock().push((session.arn.clone(), std::time::Instant::now()));
         self.sessions
             .lock()
             .insert(session.access_key_id.clone(), session.clone());

@@ -204,6 +204,12 @@ impl Handle {
         self.account.sessions.put_role(role);
     }
 
+    /// The ARN of each session of a role that was given, and how long ago by real time.
+    #[must_use]
+    pub fn sessions(&self) -> Vec<(String, Duration)> {
+        self.account.sessions.given()
+    }
+
     /// The names and ARNs of a stream's registered consumers.
     ///
     /// # Errors

@@ -43,8 +43,18 @@ pub(crate) async fn engine() -> &'static ClickHouse {
     ENGINE
         .get_or_init(|| async {
             let grant = |rights: &str| format!("GRANT {rights} ON {DATABASE}.*");
+            let engines = [
+                "MergeTree",
+                "ReplacingMergeTree",
+                "SummingMergeTree",
+                "Null",
+                "ReplicatedMergeTree",
+            ]
+            .map(|engine| format!("GRANT TABLE ENGINE ON {engine}"));
+            let all = grant("ALL");
+            let rights: Vec<&str> = [&all].into_iter().chain(&engines).map(String::as_str).collect();
             let options = clickhouse::Options::default()
-                .user(OWNER, PASSWORD, &[&grant("ALL"), "GRANT TABLE ENGINE ON MergeTree"])
+                .user(OWNER, PASSWORD, &rights)
                 .user(WRITER, PASSWORD, &[&grant("INSERT")])
                 .user(READER, PASSWORD, &[&grant("SELECT")]);
             let engine = ClickHouse::start(options).await.expect("an engine");

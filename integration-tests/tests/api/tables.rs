@@ -27,6 +27,7 @@ fn managed(bed: &Bed, table: &str) -> proto::Pipe {
         engine: None,
         sorting_key: vec!["id".into()],
         partition_by: "toYYYYMM(ts)".into(),
+        ..Default::default()
     });
     pipe
 }
@@ -82,6 +83,108 @@ async fn a_managed_table_is_made_with_a_window_and_so_is_the_error_table() {
         "pipe.destination.columns[0]",
         "name another table",
     );
+}
+
+fn with_engine(bed: &Bed, table: &str, kind: proto::TableEngineType, version: &str, columns: &[&str]) -> proto::Pipe {
+    let mut pipe = managed(bed, table);
+    let destination = destination_of(&mut pipe);
+    destination.columns.push(proto::Column {
+        name: "hits".into(),
+        r#type: "UInt32".into(),
+    });
+    let definition = destination.table_definition.as_mut().expect("managed");
+    definition.engine = Some(proto::TableEngine {
+        r#type: kind.into(),
+        version_column_id: version.into(),
+        column_ids: columns.iter().map(|column| (*column).to_owned()).collect(),
+    });
+    if kind == proto::TableEngineType::Null {
+        definition.sorting_key.clear();
+        definition.partition_by.clear();
+    }
+    pipe
+}
+
+#[tokio::test]
+async fn managed_tables_have_the_engine_that_was_asked_for() {
+    use proto::TableEngineType as Type;
+    let bed = Bed::start().await;
+    let engine_full = async |table: &str| {
+        let sql = format!("SELECT engine_full FROM system.tables WHERE database = '{DATABASE}' AND name = '{table}'");
+        bed.sql(&sql).await
+    };
+    let mut pipe = with_engine(&bed, "replacing", Type::ReplacingMergeTree, "ts", &[]);
+    let definition = destination_of(&mut pipe).table_definition.as_mut().expect("managed");
+    definition.sorting_key = vec!["id".into(), "ts".into()];
+    definition.primary_key = vec!["id".into()];
+    definition.ttl = Some(proto::TableTtl {
+        column: "ts".into(),
+        keep: Some(prost_types::Duration {
+            seconds: 86_400,
+            nanos: 0,
+        }),
+    });
+    definition.settings = [("index_granularity".to_owned(), "1024".to_owned())].into();
+    let created = bed.create("replacing", pipe.clone()).await.expect("a pipe");
+    assert_eq!(status_of(&created).effective_delivery(), proto::Delivery::ExactlyOnce);
+    let full = engine_full("replacing").await;
+    for part in [
+        "ReplacingMergeTree(ts) PARTITION BY toYYYYMM(ts) PRIMARY KEY (id) ORDER BY (id, ts)",
+        "TTL toDateTime(ts) + toIntervalSecond(86400)",
+        "non_replicated_deduplication_window = 10000",
+        "index_granularity = 1024",
+    ] {
+        assert!(full.contains(part), "{full}");
+    }
+    assert_eq!(
+        created.destination.expect("a destination").table_definition,
+        pipe.destination.clone().expect("a destination").table_definition
+    );
+    // The same again takes the table over; another shape does not.
+    bed.create("taken-over", pipe.clone()).await.expect("the same table");
+    type Change = fn(&mut proto::TableDefinition);
+    let changes: [(&str, Change); 3] = [
+        ("engine", |definition| {
+            definition.engine.as_mut().expect("given").version_column_id.clear();
+        }),
+        ("engine", |definition| definition.engine = None),
+        ("sorting_key", |definition| definition.sorting_key.reverse()),
+    ];
+    for (field, change) in changes {
+        let mut other = pipe.clone();
+        let definition = destination_of(&mut other).table_definition.as_mut().expect("managed");
+        definition.primary_key.clear();
+        change(definition);
+        let status = bed.create("other", other).await.expect_err("another shape");
+        let field = format!("pipe.destination.table_definition.{field}");
+        let (code, reason) = (Code::FailedPrecondition, "DESTINATION_SCHEMA_CHANGED");
+        assert_refused(&status, code, reason, &field, "name another table");
+    }
+
+    let summing = with_engine(&bed, "summing", Type::SummingMergeTree, "", &["hits"]);
+    let created = bed.create("summing", summing.clone()).await.expect("a pipe");
+    assert_eq!(status_of(&created).effective_delivery(), proto::Delivery::ExactlyOnce);
+    let full = engine_full("summing").await;
+    assert!(full.starts_with("SummingMergeTree(hits) "), "{full}");
+    bed.create("summing-again", summing).await.expect("the same table");
+
+    let null = with_engine(&bed, "null", Type::Null, "", &[]);
+    let created = bed.create("null", null.clone()).await.expect("a pipe");
+    let status = status_of(&created);
+    assert_eq!(status.effective_delivery(), proto::Delivery::AtLeastOnce);
+    assert!(
+        status.effective_delivery_reason.contains("Null"),
+        "{}",
+        status.effective_delivery_reason
+    );
+    assert_eq!(engine_full("null").await.trim().trim_matches('`'), "Null");
+    bed.create("null-again", null).await.expect("the same table");
+
+    // There is no cluster here; what ClickHouse misses, it says in its own words.
+    let replicated = with_engine(&bed, "replicated", Type::ReplicatedMergeTree, "", &[]);
+    let status = bed.create("replicated", replicated).await.expect_err("no cluster");
+    let (code, reason) = (Code::FailedPrecondition, "DESTINATION_TYPE_UNSUPPORTED");
+    assert_refused(&status, code, reason, "pipe.destination.table", "ON CLUSTER");
 }
 
 #[tokio::test]

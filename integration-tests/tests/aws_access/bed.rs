@@ -26,7 +26,9 @@ const ACCOUNT: &str = "111122223333";
 /// Whose keys Millrace is given. He may assume roles.
 pub(crate) const LOADER: &str = "arn:aws:iam::000000000000:user/loader";
 const KEY: &str = "AKIAIOSFODNN7EXAMPLE";
-const SECRET: &str = "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY";
+/// In each record, and nowhere else.
+pub(crate) const PAYLOAD: &str = "canary of a payload, canary of a payload";
+pub(crate) const SECRET: &str = "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY";
 /// What polling takes.
 pub(crate) const READ: [&str; 4] = [
     "kinesis:DescribeStreamSummary",
@@ -91,6 +93,11 @@ pub(crate) struct Bed {
 
 impl Bed {
     pub(crate) async fn start(ambient: Ambient) -> Result<Bed> {
+        Self::start_with(ambient, None).await
+    }
+
+    /// The same with another log filter.
+    pub(crate) async fn start_with(ambient: Ambient, log: Option<&str>) -> Result<Bed> {
         let alone = ONE_AT_A_TIME.lock().await;
         let clickhouse = ClickHouse::shared().await;
         let seen = Arc::new(Seen::default());
@@ -120,6 +127,7 @@ impl Bed {
         .await?;
         let mut options = Options {
             control_plane_args: vec!["--discovery-interval=1s".to_owned()],
+            log: log.map(str::to_owned),
             env: vec![
                 ("MILLRACE_STS_ENDPOINT", kinesis.endpoint_url()),
                 ("AWS_ACCESS_KEY_ID", KEY.to_owned()),
@@ -199,12 +207,41 @@ impl Bed {
         pipe
     }
 
+    /// The same, read by enhanced fan-out with a consumer of its own.
+    pub(crate) fn fan_out_spec(&self, id: &str, aws: &str) -> api::Pipe {
+        let mut pipe = self.spec(id, aws);
+        if let Some(api::source::Kind::Kinesis(source)) = pipe.source.as_mut().and_then(|source| source.kind.as_mut()) {
+            source.use_enhanced_fan_out = true;
+        }
+        pipe
+    }
+
+    /// How many sessions of a role there were.
+    pub(crate) fn sessions(&self, role: &str) -> usize {
+        let of_role = format!(":assumed-role/{role}/");
+        let sessions = self.kinesis.sessions();
+        sessions.iter().filter(|(arn, _)| arn.contains(&of_role)).count()
+    }
+
+    /// Waits until no session is so young that it would not be given up, and ends all of them.
+    pub(crate) async fn end_sessions(&self, life: Duration) -> Result<()> {
+        let old = eventually("all sessions to be older", LIMIT, || async {
+            let youngest = self.kinesis.sessions().into_iter().map(|(_, age)| age).min();
+            ensure!(youngest.is_none_or(|age| age > Duration::from_secs(11)), "{youngest:?}");
+            Ok(())
+        });
+        old.await?;
+        self.kinesis.clock().advance(life);
+        Ok(())
+    }
+
     pub(crate) async fn create(&self, id: &str, aws: &str) -> Result<api::Pipe, tonic::Status> {
         self.cluster.create_pipe(id, self.spec(id, aws)).await
     }
 
     pub(crate) fn put(&self, ids: std::ops::Range<u64>) -> Result<()> {
-        let records: Vec<_> = ids.map(|id| (id.to_string(), format!(r#"{{"id":{id}}}"#))).collect();
+        let record = |id: u64| (id.to_string(), format!(r#"{{"id":{id},"payload":"{PAYLOAD}"}}"#));
+        let records: Vec<_> = ids.map(record).collect();
         let puts = records.iter().map(|(key, data)| Put::new(key, data.as_bytes()));
         self.kinesis.put_records_direct(STREAM, puts)?;
         Ok(())

@@ -38,6 +38,13 @@ pub(super) const OF_REFUSED_BATCHES: [&str; 3] = [
     "worker.replace.after",
 ];
 
+/// Points around a pipe's consumer for enhanced fan-out: `fan_out/orphans.rs` kills at each of them.
+pub(super) const OF_CONSUMERS: [&str; 3] = [
+    "control.consumer.noted",
+    "control.consumer.registered",
+    "control.consumer.deregister",
+];
+
 /// What happens at a point.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Fault {

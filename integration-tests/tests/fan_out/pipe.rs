@@ -15,10 +15,10 @@ use tokio::sync::Mutex;
 const LOAD: u64 = 1_000;
 const POLL: Duration = Duration::from_millis(100);
 /// Two cores are enough for one cluster at a time.
-static ONE_AT_A_TIME: Mutex<()> = Mutex::const_new(());
+pub(super) static ONE_AT_A_TIME: Mutex<()> = Mutex::const_new(());
 
 /// Leases that end sooner than by default, since workers are killed here.
-fn shape(shards: u32, workers: usize) -> Shape {
+pub(super) fn shape(shards: u32, workers: usize) -> Shape {
     let mut shape = Shape::new(shards, workers);
     shape.fan_out = true;
     shape

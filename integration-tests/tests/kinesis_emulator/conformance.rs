@@ -1,15 +1,13 @@
 //! The conformance suite, against this emulator and against one that nobody here wrote.
 
-use std::path::Path;
-
-use millrace_integration_tests::{kinesis::referee::Referee, process::python};
+use millrace_integration_tests::{kinesis::referee::Referee, process::python, repository};
 
 use super::*;
 
 /// Runs the conformance suite, which asserts the same facts with boto3 whatever it talks to.
 async fn conform(endpoint_url: &str, name: &str) -> Result<()> {
     let python = python().expect("boto3 is installed by deploy/dev/tools.sh test");
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/python/kinesis_conformance.py");
+    let script = repository().join("integration-tests/tests/python/kinesis_conformance.py");
     let output = tokio::process::Command::new(&python)
         .arg(&script)
         .args(["--endpoint-url", endpoint_url, "--emulator", name])

@@ -1,23 +1,21 @@
 //! The destination of a pipe.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use millrace_common::{
     clickhouse::DataType,
-    pipe::{Column, Destination, TableDefinition, TableEngine},
+    pipe::{Column, Destination},
 };
 use millrace_proto::api::v1 as proto;
 
 use super::{
     Context, Violations, credential_name,
     names::{self, MAX_IDENTIFIER_BYTES},
-    partition_by, quoted, unknown_enum,
+    quoted, table,
 };
 
 /// Most columns. A ClickHouse table of more than a few thousand columns does not work well either.
 pub(super) const MAX_COLUMNS: usize = 4_096;
-/// Most columns of a sorting key.
-const MAX_SORTING_KEY: usize = 64;
 /// Longest type that a user writes. The longest sensible ones are enums.
 const MAX_TYPE_BYTES: usize = 65_536;
 /// What follows the table's name in the default name of its error table.
@@ -55,7 +53,7 @@ pub(super) fn destination(
     check(names::identifier(&given.table), "pipe.destination.table", violations);
     let error_table = error_table(given, violations);
     let columns = columns(given, violations);
-    let managed = managed(given, &columns, violations);
+    let managed = table::managed(given, &columns, violations);
     Some(Destination {
         endpoint: endpoint?,
         credential: credential?,
@@ -136,99 +134,4 @@ fn data_type(text: &str) -> Result<DataType, String> {
     }
     text.parse()
         .map_err(|error| format!("{} is not a type that Millrace can fill: {error}", quoted(text)))
-}
-
-fn managed(given: &proto::Destination, columns: &[Column], violations: &mut Violations) -> Option<TableDefinition> {
-    let field = "pipe.destination.table_definition";
-    if !given.managed_table {
-        if given.table_definition.is_some() {
-            violations.add(
-                field,
-                "belongs to managed tables only: leave it out, or set managed_table",
-            );
-        }
-        return None;
-    }
-    if columns.is_empty() && given.columns.is_empty() {
-        violations.add("pipe.destination.columns", "a managed table needs its columns");
-    }
-    let definition = given.table_definition.clone().unwrap_or_default();
-    let engine = definition.engine.unwrap_or_default();
-    if proto::TableEngineType::try_from(engine.r#type).is_err() {
-        unknown_enum(
-            &format!("{field}.engine.type"),
-            engine.r#type,
-            "TABLE_ENGINE_TYPE_MERGE_TREE",
-            violations,
-        );
-    }
-    let types: BTreeMap<&str, Option<DataType>> = columns
-        .iter()
-        .map(|column| (column.name.as_str(), column.data_type.parse().ok()))
-        .collect();
-    sorting_key(&definition.sorting_key, &types, violations);
-    let partition_by = match partition_by::parse(&definition.partition_by) {
-        Ok(partition_by) => {
-            if let Some(parsed) = &partition_by {
-                check_key_column(&parsed.column, &types, &format!("{field}.partition_by"), violations);
-            }
-            partition_by
-        }
-        Err(what) => {
-            violations.add(format!("{field}.partition_by"), what);
-            None
-        }
-    };
-    Some(TableDefinition {
-        engine: TableEngine::MergeTree,
-        sorting_key: definition.sorting_key,
-        partition_by,
-    })
-}
-
-fn sorting_key(key: &[String], types: &BTreeMap<&str, Option<DataType>>, violations: &mut Violations) {
-    let field = "pipe.destination.table_definition.sorting_key";
-    if key.len() > MAX_SORTING_KEY {
-        violations.add(
-            field,
-            format!("has {} columns; at most {MAX_SORTING_KEY} are allowed", key.len()),
-        );
-        return;
-    }
-    let mut seen = BTreeSet::new();
-    for (index, column) in key.iter().enumerate() {
-        let field = format!("{field}[{index}]");
-        if !seen.insert(column) {
-            violations.add(&field, format!("{} is named twice", quoted(column)));
-        }
-        check_key_column(column, types, &field, violations);
-    }
-}
-
-/// A key is made of the table's own columns, and not of those that may be NULL.
-fn check_key_column(column: &str, types: &BTreeMap<&str, Option<DataType>>, field: &str, violations: &mut Violations) {
-    let nullable = |data_type: &DataType| match data_type {
-        DataType::Nullable(_) => true,
-        DataType::LowCardinality(inner) => matches!(**inner, DataType::Nullable(_)),
-        _ => false,
-    };
-    match types.get(column) {
-        None => violations.add(
-            field,
-            format!(
-                "{} is not a column in pipe.destination.columns; expressions are not supported",
-                quoted(column)
-            ),
-        ),
-        Some(Some(data_type)) if nullable(data_type) => {
-            violations.add(
-                field,
-                format!(
-                    "{} is Nullable, which ClickHouse does not allow in a key",
-                    quoted(column)
-                ),
-            );
-        }
-        Some(_) => {}
-    }
 }

@@ -114,6 +114,11 @@ fn constant(mapping: &proto::FieldMapping, field: impl Fn(&str) -> String, viola
     }
 }
 
+/// How records are unpacked that no pipe is for yet. Fields are named as in a pipe.
+pub fn planned_decoding(given: &proto::Decoding, violations: &mut Violations) -> Decoding {
+    decoding(given, false, violations)
+}
+
 pub(super) fn decoding(given: &proto::Decoding, has_mappings: bool, violations: &mut Violations) -> Decoding {
     let separator = given.flatten_separator.as_str();
     if separator.len() > MAX_SEPARATOR_BYTES {

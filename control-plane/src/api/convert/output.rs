@@ -5,7 +5,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use millrace_common::pipe::{
     Column, Compression, DataGapPolicy, Decoding, Delivery, DesiredState, Envelope, FanOut, FieldMapping,
-    OutOfRangePolicy, PipeSpec, StartPosition, StreamRef, TableEngine, UnknownFieldPolicy,
+    OutOfRangePolicy, PipeSpec, StartPosition, StreamRef, TableDefinition, TableEngine, UnknownFieldPolicy,
 };
 use millrace_proto::api::v1 as proto;
 
@@ -89,19 +89,7 @@ fn source(spec: &PipeSpec) -> proto::Source {
 
 fn destination(spec: &PipeSpec) -> proto::Destination {
     let destination = &spec.destination;
-    let definition = destination.managed.as_ref().map(|definition| proto::TableDefinition {
-        engine: Some(proto::TableEngine {
-            r#type: match definition.engine {
-                TableEngine::MergeTree => proto::TableEngineType::MergeTree.into(),
-            },
-        }),
-        sorting_key: definition.sorting_key.clone(),
-        partition_by: definition
-            .partition_by
-            .as_ref()
-            .map(partition_by::print)
-            .unwrap_or_default(),
-    });
+    let definition = destination.managed.as_ref().map(table_definition);
     proto::Destination {
         endpoint: destination.endpoint.clone(),
         credential: destination.credential.to_string(),
@@ -111,6 +99,47 @@ fn destination(spec: &PipeSpec) -> proto::Destination {
         table_definition: definition,
         columns: destination.columns.iter().map(column).collect(),
         error_table: destination.error_table.clone(),
+    }
+}
+
+fn table_definition(definition: &TableDefinition) -> proto::TableDefinition {
+    proto::TableDefinition {
+        engine: Some(table_engine(definition)),
+        sorting_key: definition.sorting_key.clone(),
+        partition_by: definition
+            .partition_by
+            .as_ref()
+            .map(partition_by::print)
+            .unwrap_or_default(),
+        primary_key: definition.primary_key.clone(),
+        ttl: definition.ttl.as_ref().map(|ttl| proto::TableTtl {
+            column: ttl.column.clone(),
+            keep: Some(duration(Duration::from_secs(ttl.seconds))),
+        }),
+        settings: definition.settings.clone(),
+        cluster: definition.cluster.clone().unwrap_or_default(),
+    }
+}
+
+fn table_engine(definition: &TableDefinition) -> proto::TableEngine {
+    use proto::TableEngineType as Type;
+    let (kind, version, columns) = match (&definition.engine, definition.replicated) {
+        (TableEngine::MergeTree, false) => (Type::MergeTree, None, None),
+        (TableEngine::MergeTree, true) => (Type::ReplicatedMergeTree, None, None),
+        (TableEngine::ReplacingMergeTree { version }, false) => (Type::ReplacingMergeTree, version.clone(), None),
+        (TableEngine::ReplacingMergeTree { version }, true) => {
+            (Type::ReplicatedReplacingMergeTree, version.clone(), None)
+        }
+        (TableEngine::SummingMergeTree { columns }, false) => (Type::SummingMergeTree, None, Some(columns.clone())),
+        (TableEngine::SummingMergeTree { columns }, true) => {
+            (Type::ReplicatedSummingMergeTree, None, Some(columns.clone()))
+        }
+        (TableEngine::Null, _) => (Type::Null, None, None),
+    };
+    proto::TableEngine {
+        r#type: kind.into(),
+        version_column_id: version.unwrap_or_default(),
+        column_ids: columns.unwrap_or_default(),
     }
 }
 

@@ -59,6 +59,7 @@ fn managed() -> proto::Pipe {
         engine: None,
         sorting_key: vec!["id".into()],
         partition_by: "toYYYYMM(ts)".into(),
+        ..Default::default()
     });
     pipe
 }
@@ -302,6 +303,139 @@ fn hostile_keys_are_refused() {
             fields,
             ["pipe.destination.table_definition.partition_by"],
             "{partition:?}"
+        );
+    }
+}
+
+fn refused_table(change: impl FnOnce(&mut proto::TableDefinition)) -> Vec<String> {
+    let fields = refused_destination(|d| change(d.table_definition.as_mut().unwrap()));
+    let prefix = "pipe.destination.table_definition.";
+    fields
+        .into_iter()
+        .map(|field| field.strip_prefix(prefix).expect("a field of the table").to_owned())
+        .collect()
+}
+
+fn engine(kind: proto::TableEngineType, version: &str, columns: &[&str]) -> Option<proto::TableEngine> {
+    Some(proto::TableEngine {
+        r#type: kind.into(),
+        version_column_id: version.into(),
+        column_ids: columns.iter().map(|column| (*column).to_owned()).collect(),
+    })
+}
+
+#[test]
+fn tables_that_cannot_be_are_refused() {
+    use proto::TableEngineType as Type;
+    for (kind, version, columns, field) in [
+        (Type::MergeTree, "ts", &[][..], "engine.version_column_id"),
+        (Type::SummingMergeTree, "ts", &[], "engine.version_column_id"),
+        (Type::ReplacingMergeTree, "note", &[], "engine.version_column_id"),
+        (
+            Type::ReplicatedReplacingMergeTree,
+            "missing",
+            &[],
+            "engine.version_column_id",
+        ),
+        (Type::ReplacingMergeTree, "url('x')", &[], "engine.version_column_id"),
+        (Type::MergeTree, "", &["ts"], "engine.column_ids"),
+        (Type::SummingMergeTree, "", &["id"], "engine.column_ids[0]"),
+        (Type::SummingMergeTree, "", &["note"], "engine.column_ids[0]"),
+        (Type::ReplicatedSummingMergeTree, "", &["x; y"], "engine.column_ids[0]"),
+    ] {
+        let fields = refused_table(|table| table.engine = engine(kind, version, columns));
+        assert_eq!(fields, [field], "{kind:?} {version} {columns:?}");
+    }
+    let null = refused_table(|table| table.engine = engine(Type::Null, "", &[]));
+    assert_eq!(null, ["sorting_key", "partition_by"]);
+    let unknown = refused_table(|table| {
+        table.engine = Some(proto::TableEngine {
+            r#type: 99,
+            ..Default::default()
+        });
+    });
+    assert_eq!(unknown, ["engine.type"]);
+    assert_eq!(
+        refused_table(|table| table.primary_key = vec!["ts".into()]),
+        ["primary_key"]
+    );
+    assert_eq!(refused_table(|table| table.cluster = "a\0b".into()), ["cluster"]);
+    for (column, keep, field) in [
+        ("ts", None, "ttl.keep"),
+        ("ts", Some((0, 0)), "ttl.keep"),
+        ("ts", Some((-1, 0)), "ttl.keep"),
+        ("ts", Some((1, 500_000_000)), "ttl.keep"),
+        ("ts", Some((i64::MAX, 0)), "ttl.keep"),
+        ("id", Some((60, 0)), "ttl.column"),
+        ("now()", Some((60, 0)), "ttl.column"),
+    ] {
+        let keep = keep.map(|(seconds, nanos)| prost_types::Duration { seconds, nanos });
+        let ttl = proto::TableTtl {
+            column: column.into(),
+            keep,
+        };
+        assert_eq!(
+            refused_table(|table| table.ttl = Some(ttl)),
+            [field],
+            "{column} {keep:?}"
+        );
+    }
+    for (name, value) in [
+        ("index_granularity", "8192, x = 1"),
+        ("index_granularity", "+1"),
+        ("index_granularity", ""),
+        ("storage_policy", "a'b"),
+        ("non_replicated_deduplication_window", "0"),
+        ("replicated_deduplication_window_seconds", "1"),
+        ("disk", "x"),
+    ] {
+        let fields = refused_table(|table| table.settings = BTreeMap::from([(name.to_owned(), value.to_owned())]));
+        assert_eq!(fields, [format!("settings[{}]", quoted(name))], "{name} {value}");
+    }
+}
+
+#[test]
+fn tables_of_every_engine_are_read_back() {
+    use proto::TableEngineType as Type;
+    for (kind, version, columns) in [
+        (Type::MergeTree, "", &[][..]),
+        (Type::ReplacingMergeTree, "ts", &[]),
+        (Type::SummingMergeTree, "", &["hits"]),
+        (Type::Null, "", &[]),
+        (Type::ReplicatedMergeTree, "", &[]),
+        (Type::ReplicatedReplacingMergeTree, "", &[]),
+        (Type::ReplicatedSummingMergeTree, "", &["hits"]),
+    ] {
+        let mut pipe = managed();
+        let destination = pipe.destination.as_mut().unwrap();
+        destination.columns.push(proto::Column {
+            name: "hits".into(),
+            r#type: "UInt64".into(),
+        });
+        destination.table_definition = Some(proto::TableDefinition {
+            engine: engine(kind, version, columns),
+            ..Default::default()
+        });
+        if kind != Type::Null {
+            let table = destination.table_definition.as_mut().unwrap();
+            table.sorting_key = vec!["id".into(), "ts".into()];
+            table.primary_key = vec!["id".into()];
+            table.partition_by = "toDate(ts)".into();
+            table.cluster = "main".into();
+            table.ttl = Some(proto::TableTtl {
+                column: "ts".into(),
+                keep: Some(prost_types::Duration {
+                    seconds: 3_600,
+                    nanos: 0,
+                }),
+            });
+            table.settings = BTreeMap::from([("index_granularity".to_owned(), "1024".to_owned())]);
+        }
+        let spec = convert(&pipe).unwrap_or_else(|error| panic!("{kind:?}: {error:?}"));
+        let written = output::specification(&spec);
+        assert_eq!(
+            written.destination.unwrap().table_definition,
+            pipe.destination.unwrap().table_definition
         );
     }
 }

@@ -38,6 +38,7 @@ use tonic::{Status, transport::Channel};
 use crate::{
     coordinator::{Coordinator, Handle, Options},
     leader::{self, Candidate, Elector, Role},
+    sessions::PROTOCOL_MAX,
     store::{self, CredentialSecret, NewCredential, NewPipe, NewShard, Store, StoredPipe, StoredShard},
 };
 
@@ -246,7 +247,7 @@ pub(super) fn resolved() -> ResolvedSpec {
 }
 
 /// What a worker holds: by pipe and shard, the epoch and whether it was read to its end.
-type Held = BTreeMap<(String, String), v1::ShardReport>;
+pub(super) type Held = BTreeMap<(String, String), v1::ShardReport>;
 
 #[derive(Default)]
 struct State {
@@ -276,6 +277,16 @@ impl Worker {
     }
 
     pub(super) async fn connect_as(plane: &Plane, identity: v1::WorkerIdentity, held: Held) -> Worker {
+        Self::connect_speaking(plane, identity, held, PROTOCOL_MAX).await
+    }
+
+    /// One that knows of no newer protocol than this.
+    pub(super) async fn connect_speaking(
+        plane: &Plane,
+        identity: v1::WorkerIdentity,
+        held: Held,
+        newest: u32,
+    ) -> Worker {
         let state = Arc::new(Mutex::new(State {
             held,
             ..State::default()
@@ -284,7 +295,7 @@ impl Worker {
         let hello = v1::Hello {
             worker: Some(identity.clone()),
             protocol_min: 1,
-            protocol_max: 1,
+            protocol_max: newest,
             program_version: "test".into(),
             capacity: Some(v1::Capacity {
                 cores: 2,
@@ -307,7 +318,7 @@ impl Worker {
         let session_response::Message::Welcome(welcome) = welcome else {
             panic!("the first message is a Welcome")
         };
-        assert_eq!(welcome.protocol, 1);
+        assert_eq!(welcome.protocol, newest);
         let heartbeat = Duration::try_from(welcome.heartbeat_interval.unwrap()).unwrap();
 
         let (sets, set) = watch::channel(None);

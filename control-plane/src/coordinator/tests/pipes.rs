@@ -201,3 +201,49 @@ async fn a_pipe_that_cannot_be_read_stands_still_and_all_others_go_on() {
     assert_eq!(worker.shards(&broken).len(), 1);
     assert_eq!(damaged().await, 2);
 }
+
+#[tokio::test]
+async fn a_worker_of_an_older_release_gets_no_pipe_that_it_would_get_wrong() {
+    let directory = tempfile::tempdir().unwrap();
+    let plane = Plane::start(directory.path(), options()).await;
+    let pipe = plane.create_pipe("events", 1, 2).await;
+    let other = plane.create_pipe("others", 1, 2).await;
+    let older = Worker::connect_speaking(&plane, identity("old"), Held::new(), 1).await;
+    older.holds(&pipe, 2).await;
+    older.holds(&other, 2).await;
+
+    // It asks for what only newer ones do: nothing of that revision is ever told to the older one, which gives back what it has.
+    let mut spec = pipe.spec.clone();
+    spec.decoding.on_out_of_range = OutOfRangePolicy::Drop;
+    let change = PipeChange {
+        spec: Some((spec, pipe.resolved.clone())),
+        ..PipeChange::default()
+    };
+    plane.store.update_pipe(pipe.uid, None, change).await.unwrap();
+    plane.handle.nudge();
+    older.holds(&pipe, 0).await;
+    older.holds(&other, 2).await;
+    let blocked = eventually("it says so", || async { plane.handle.runtime(pipe.uid).blocked }).await;
+    assert_eq!(blocked.reason, reason::WORKERS_TOO_OLD);
+    assert!(!blocked.permanent && blocked.message.contains("upgrade"), "{blocked:?}");
+    assert_eq!(plane.handle.runtime(other.uid).blocked, None);
+    let told = older.set.borrow().clone().unwrap();
+    assert!(
+        told.lanes.iter().all(|lane| lane.pipe_uid == other.uid.to_string()),
+        "{told:?}"
+    );
+
+    let newer = Worker::connect(&plane, "new").await;
+    newer.holds(&pipe, 2).await;
+    let told = newer.set.borrow().clone().unwrap();
+    let lane = told
+        .lanes
+        .iter()
+        .find(|lane| lane.pipe_uid == pipe.uid.to_string())
+        .unwrap();
+    assert_eq!(lane.spec.as_ref().unwrap().revision, 2);
+    eventually("nothing blocks it", || async {
+        plane.handle.runtime(pipe.uid).blocked.is_none().then_some(())
+    })
+    .await;
+}

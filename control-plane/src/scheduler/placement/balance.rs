@@ -91,7 +91,7 @@ fn moves<'a>(state: &'a State<'_>, from: usize, to: usize) -> impl Iterator<Item
         .pipes
         .iter()
         .enumerate()
-        .filter(move |(_, pipe)| pipe.on.contains_key(&from))
+        .filter(move |(_, pipe)| pipe.on.contains_key(&from) && state.workers[to].protocol >= pipe.protocol)
         .flat_map(move |(p, pipe)| {
             let here: Vec<usize> = (0..pipe.at.len()).filter(|n| pipe.at[*n] == Some(from)).collect();
             let has_room = pipe.on.contains_key(&to) || pipe.on.len() < pipe.replicas;

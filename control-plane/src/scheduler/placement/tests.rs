@@ -20,6 +20,7 @@ fn uid(n: usize) -> PipeUid {
 const ACTIVE: Worker = Worker {
     mode: Mode::Active,
     capacity: 2,
+    protocol: 2,
 };
 
 fn world(workers: usize, pipes: &[(u32, usize)]) -> Input {
@@ -39,6 +40,7 @@ fn world(workers: usize, pipes: &[(u32, usize)]) -> Input {
                     uid(n),
                     Pipe {
                         replicas: *replicas,
+                        protocol: 1,
                         units: (0..*units).map(unit).collect(),
                     },
                 )
@@ -121,6 +123,27 @@ fn nothing_moves_for_balance_unless_asked() {
     join(&mut input, 1);
     input.rebalance = false;
     assert_eq!(place(&input), placement);
+}
+
+#[test]
+fn a_pipe_goes_only_to_workers_that_understand_it() {
+    let mut input = world(2, &[(2, 4), (2, 4)]);
+    input.workers.get_mut(&worker_id(0)).unwrap().protocol = 1;
+    input.pipes.get_mut(&uid(1)).unwrap().protocol = 2;
+    let placement = place(&input);
+    assert!(placement[&uid(1)].iter().all(|at| *at == Some(worker_id(1))));
+    // The other one, which both understand, makes up for it.
+    assert!(placement[&uid(0)].iter().all(|at| *at == Some(worker_id(0))));
+    // It begins to ask for more than its worker knows, and there is no other.
+    let mut input = settled(input, &placement);
+    input.pipes.get_mut(&uid(0)).unwrap().protocol = 2;
+    input.workers.remove(&worker_id(1));
+    assert!(place(&input).values().flatten().all(Option::is_none));
+    join(&mut input, 1);
+    assert!(place(&input).values().flatten().all(|at| *at == Some(worker_id(1))));
+    // Balance does not bring it back, however unequal the loads are.
+    let input = settled(input.clone(), &place(&input));
+    assert!(place(&input).values().flatten().all(|at| *at == Some(worker_id(1))));
 }
 
 #[test]
@@ -221,6 +244,10 @@ fn ten_thousand_shards_are_placed_within_a_period() {
     );
 }
 
+fn any_protocol() -> impl Strategy<Value = u32> {
+    prop_oneof![1 => Just(1), 3 => Just(2)]
+}
+
 fn any_mode() -> impl Strategy<Value = Mode> {
     prop_oneof![4 => Just(Mode::Active), 1 => Just(Mode::Silent), 1 => Just(Mode::Leaving)]
 }
@@ -239,15 +266,15 @@ prop_compose! {
 
 prop_compose! {
     fn any_world()(workers in 1..6usize)(
-        modes in prop::collection::vec((any_mode(), 1..9u32), workers),
-        pipes in prop::collection::vec((0..5u32, prop::collection::vec(any_unit(workers), 0..12)), 0..6),
+        modes in prop::collection::vec((any_mode(), 1..9u32, any_protocol()), workers),
+        pipes in prop::collection::vec((0..5u32, any_protocol(), prop::collection::vec(any_unit(workers), 0..12)), 0..6),
         rebalance in any::<bool>(),
     ) -> Input {
         let mut input = Input { rebalance, ..Input::default() };
-        for (n, (mode, capacity)) in modes.into_iter().enumerate() {
-            input.workers.insert(worker_id(n), Worker { mode, capacity });
+        for (n, (mode, capacity, protocol)) in modes.into_iter().enumerate() {
+            input.workers.insert(worker_id(n), Worker { mode, capacity, protocol });
         }
-        for (n, (replicas, units)) in pipes.into_iter().enumerate() {
+        for (n, (replicas, protocol, units)) in pipes.into_iter().enumerate() {
             let mut next = 0;
             let units = units.into_iter().map(|(place, at, weight, size, movable)| {
                 let shards = (next..next + size).map(shard_id).collect();
@@ -260,7 +287,7 @@ prop_compose! {
                 };
                 Unit { shards, weight, place, movable }
             }).collect();
-            input.pipes.insert(uid(n), Pipe { replicas, units });
+            input.pipes.insert(uid(n), Pipe { replicas, protocol, units });
         }
         input
     }
@@ -277,13 +304,15 @@ proptest! {
     #[test]
     fn the_rules_hold(input in any_world()) {
         let placement = place(&input);
-        let active = input.workers.values().filter(|w| w.mode == Mode::Active).count();
         for (uid, pipe) in &input.pipes {
+            let able = |w: &Worker| w.mode == Mode::Active && w.protocol >= pipe.protocol;
+            let active = input.workers.values().filter(|w| able(w)).count();
             let at = &placement[uid];
             prop_assert_eq!(at.len(), pipe.units.len());
             let stuck: BTreeSet<&WorkerId> =
                 at.iter().flatten().filter(|w| mode(&input, w) == Some(Mode::Silent)).collect();
             let used: BTreeSet<&WorkerId> = at.iter().flatten().collect();
+            prop_assert!(used.iter().all(|w| input.workers[*w].protocol >= pipe.protocol));
             let replicas = usize::try_from(pipe.replicas.max(1)).unwrap();
             prop_assert!(used.len() <= replicas.max(stuck.len()), "{:?} on {:?}", pipe.replicas, used);
             for (unit, worker) in pipe.units.iter().zip(at) {
@@ -318,6 +347,7 @@ proptest! {
             for (unit, worker) in pipe.units.iter().zip(&placement[uid]) {
                 if let Place::Runs(at) = &unit.place
                     && matches!(mode(&input, at), Some(Mode::Active | Mode::Silent))
+                    && input.workers[at].protocol >= pipe.protocol
                 {
                     prop_assert_eq!(Some(at), worker.as_ref());
                 }

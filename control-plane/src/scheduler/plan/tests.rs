@@ -51,6 +51,7 @@ fn world(workers: usize, replicas: u32, shards: Vec<ShardView>) -> Snapshot {
         },
         mode: Mode::Active,
         capacity: 2,
+        protocol: 2,
     };
     let shards = shards
         .into_iter()
@@ -60,6 +61,7 @@ fn world(workers: usize, replicas: u32, shards: Vec<ShardView>) -> Snapshot {
     let pipe = PipeView {
         runnable: true,
         replicas,
+        protocol: 1,
         steady: true,
         shards,
         ties: Vec::new(),
@@ -261,6 +263,7 @@ fn apply(world: &mut Snapshot, event: &Event) {
                 instance,
                 mode: Mode::Active,
                 capacity: 2,
+                protocol: 2,
             };
             world.workers.entry(worker_id(*n)).or_insert(view);
         }
@@ -409,7 +412,7 @@ proptest! {
     ) {
         let mut world = world(2, 2, (0..5).map(|_| shard()).collect());
         let shards = (0..3).map(|n| (shard_id(n), shard())).collect();
-        world.pipes.insert(uid(1), PipeView { runnable: true, replicas: 1, steady: true, shards, ties: vec![] });
+        world.pipes.insert(uid(1), PipeView { runnable: true, replicas: 1, protocol: 1, steady: true, shards, ties: vec![] });
         pipe(&mut world).ties = ties.into_iter().map(|tie| tie.into_iter().map(shard_id).collect()).collect();
         for event in events {
             apply(&mut world, &event);

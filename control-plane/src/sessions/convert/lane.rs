@@ -76,6 +76,60 @@ pub fn pipe_spec(
     }
 }
 
+/// The oldest protocol in which a worker does all that a specification says: one of before passes over fields that it does not know.
+///
+/// Everything is named here, so that whoever adds a field has to say since when it is known.
+#[must_use]
+pub fn protocol_required(spec: &v1::PipeSpec) -> u32 {
+    let v1::PipeSpec {
+        revision: _,
+        kinesis,
+        clickhouse: _,
+        columns: _,
+        batch: _,
+        time_zone: _,
+        decoding,
+    } = spec;
+    let decoding = decoding.as_ref().is_some_and(|decoding| {
+        let v1::Decoding {
+            refuse_unknown_fields: _,
+            flatten_separator: _,
+            keep_packed: _,
+            on_out_of_range,
+            envelope,
+        } = decoding;
+        *on_out_of_range != 0 || *envelope != 0
+    });
+    let source = kinesis.as_ref().is_some_and(|kinesis| {
+        let v1::KinesisSource {
+            stream_arn: _,
+            stream_name: _,
+            region: _,
+            endpoint: _,
+            credential,
+            stream_created: _,
+            end_timestamp: _,
+            consumer_arn: _,
+            consumer_name: _,
+            max_get_records_per_second,
+            max_read_bytes_per_second,
+        } = kinesis;
+        *max_get_records_per_second != 0
+            || *max_read_bytes_per_second != 0
+            || credential.as_ref().is_some_and(names_its_source)
+    });
+    if decoding || source { 2 } else { 1 }
+}
+
+/// Whether a role says with what it is assumed.
+fn names_its_source(credential: &v1::AwsCredential) -> bool {
+    use v1::aws_credential::Kind;
+    match &credential.kind {
+        Some(Kind::Role(role)) => role.source.is_some(),
+        Some(Kind::Keys(_) | Kind::Ambient(_)) | None => false,
+    }
+}
+
 fn aws_credential(credential: &aws::Credential) -> v1::AwsCredential {
     use v1::aws_credential::Kind;
     let kind = match credential {

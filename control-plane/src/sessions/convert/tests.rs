@@ -256,3 +256,40 @@ fn a_replacement_claims_each_shard_once() {
     bad.parts[1].digest.clear();
     assert!(replace(bad).is_err());
 }
+
+#[test]
+fn what_an_older_worker_would_pass_over_asks_for_a_newer_one() {
+    use v1::aws_credential::Kind;
+    let spec = |change: &dyn Fn(&mut v1::KinesisSource, &mut v1::Decoding)| {
+        let (mut kinesis, mut decoding) = (v1::KinesisSource::default(), v1::Decoding::default());
+        change(&mut kinesis, &mut decoding);
+        protocol_required(&v1::PipeSpec {
+            kinesis: Some(kinesis),
+            decoding: Some(decoding),
+            ..Default::default()
+        })
+    };
+    let role = |source: Option<Box<v1::AwsCredential>>| {
+        let role = v1::AwsRole {
+            source,
+            ..Default::default()
+        };
+        Some(v1::AwsCredential {
+            kind: Some(Kind::Role(Box::new(role))),
+        })
+    };
+    assert_eq!(protocol_required(&v1::PipeSpec::default()), 1);
+    assert_eq!(spec(&|_, _| {}), 1);
+    assert_eq!(spec(&|_, decoding| decoding.refuse_unknown_fields = true), 1);
+    assert_eq!(spec(&|kinesis, _| kinesis.credential = role(None)), 1);
+    assert_eq!(spec(&|_, decoding| decoding.set_envelope(v1::Envelope::Sns)), 2);
+    assert_eq!(
+        spec(&|_, decoding| decoding.set_on_out_of_range(v1::OutOfRangePolicy::Drop)),
+        2
+    );
+    assert_eq!(spec(&|kinesis, _| kinesis.max_get_records_per_second = 1), 2);
+    assert_eq!(spec(&|kinesis, _| kinesis.max_read_bytes_per_second = 1), 2);
+    assert_eq!(spec(&|kinesis, _| kinesis.credential = role(Some(Box::default()))), 2);
+    assert!(protocol_required(&v1::PipeSpec::default()) >= crate::sessions::PROTOCOL_MIN);
+    assert!(spec(&|_, decoding| decoding.set_envelope(v1::Envelope::Sns)) <= crate::sessions::PROTOCOL_MAX);
+}

@@ -51,6 +51,11 @@ pub(super) fn spec() -> PipeSpec {
                     function: Some("toYYYYMM".to_owned()),
                     column: "time".to_owned(),
                 }),
+                primary_key: Vec::new(),
+                ttl: None,
+                settings: BTreeMap::new(),
+                replicated: false,
+                cluster: None,
             }),
             columns: vec![Column {
                 name: "time".to_owned(),

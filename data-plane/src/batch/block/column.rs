@@ -361,6 +361,13 @@ impl Column {
     }
 }
 
+impl Fixed {
+    /// Bytes of one value.
+    pub(super) fn width(&self) -> usize {
+        self.width
+    }
+}
+
 impl Array {
     /// Number of elements of the last row.
     pub(crate) fn last_length(&self) -> u64 {

@@ -110,6 +110,21 @@ impl Dictionary {
         self.indexes.len()
     }
 
+    /// Each distinct value once.
+    pub(super) fn values(&self) -> &Column {
+        &self.values
+    }
+
+    /// The entry of each row.
+    pub(super) fn indexes(&self) -> &[u32] {
+        &self.indexes
+    }
+
+    /// Whether entry 0 is NULL.
+    pub(super) fn is_nullable(&self) -> bool {
+        self.nullable
+    }
+
     pub(crate) fn values_mut(&mut self) -> &mut Column {
         &mut self.values
     }

@@ -109,7 +109,8 @@ pub(crate) fn varint_width(value: u64) -> usize {
     (64 - (value | 1).leading_zeros() as usize).div_ceil(7)
 }
 
-fn read_varint(bytes: &[u8]) -> (u64, usize) {
+/// A length or count, and the bytes that it takes.
+pub(super) fn read_varint(bytes: &[u8]) -> (u64, usize) {
     let mut value = 0;
     for (index, byte) in bytes.iter().enumerate() {
         value |= u64::from(byte & 0x7f) << (7 * index);

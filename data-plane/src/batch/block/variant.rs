@@ -36,6 +36,11 @@ impl Variant {
         }
     }
 
+    /// The alternative of each row, or what stands for NULL.
+    pub(super) fn discriminators(&self) -> &[u8] {
+        &self.discriminators
+    }
+
     /// Ends a row whose value was just appended to this alternative.
     pub(crate) fn push_discriminator(&mut self, alternative: u8) {
         self.discriminators.push(alternative);
@@ -114,6 +119,16 @@ impl Dynamic {
             types: Vec::new(),
             by_type: HashMap::new(),
         }
+    }
+
+    /// The type of each row by number, from 1; 0 is NULL.
+    pub(super) fn indexes(&self) -> &[u32] {
+        &self.indexes
+    }
+
+    /// The types that came, and their values.
+    pub(super) fn typed(&self) -> impl Iterator<Item = (&DataType, &Column)> {
+        self.types.iter().map(|of| (&of.data_type, &of.column))
     }
 
     /// The number of this type, new if it is the first one. `Err` if there can be no such column.

@@ -29,6 +29,16 @@ impl Zone {
         Some(Zone::Named(Arc::new(zone)))
     }
 
+    /// How far its clocks are ahead of UTC at an instant, in seconds.
+    pub(super) fn offset_at(&self, second: i64) -> i64 {
+        match self {
+            Zone::Utc => 0,
+            Zone::Named(zone) => {
+                jiff::Timestamp::from_second(second).map_or(0, |instant| i64::from(zone.to_offset(instant).seconds()))
+            }
+        }
+    }
+
     /// Seconds since 1970 of a wall clock reading, given as days since 1970-01-01 and seconds since midnight (which may
     /// pass the end of the day). A reading that the clock skips or shows twice is resolved as ClickHouse does: with the
     /// later offset where the clock is put forward, with the earlier one where it is put back.
@@ -83,7 +93,7 @@ fn days_in_month(year: i64, month: u32) -> u32 {
 }
 
 /// The date that is `days` after 1970-01-01, if its year has at most four digits.
-fn civil_from_days(days: i64) -> Option<(i16, i8, i8)> {
+pub(super) fn civil_from_days(days: i64) -> Option<(i16, i8, i8)> {
     let days = days + 719_468;
     let era = days.div_euclid(146_097);
     let day_of_era = days.rem_euclid(146_097);

@@ -259,8 +259,8 @@ fn depth_is_bounded() {
     assert!(refused.starts_with("too_deep"), "{refused}");
 }
 
-fn plan(columns: &[(&str, &str)], envelope: Envelope) -> Arc<Plan> {
-    let column = |(name, source): &(&str, &str)| MappedColumn {
+fn column((name, source): &(&str, &str)) -> MappedColumn {
+    MappedColumn {
         name: (*name).to_owned(),
         data_type: "String".parse().unwrap(),
         has_default: false,
@@ -268,7 +268,10 @@ fn plan(columns: &[(&str, &str)], envelope: Envelope) -> Arc<Plan> {
             .parse()
             .map_or_else(|_| FieldSource::Key((*source).to_owned()), FieldSource::Virtual),
         required: false,
-    };
+    }
+}
+
+fn plan(columns: &[(&str, &str)], envelope: Envelope) -> Arc<Plan> {
     let options = Options {
         envelope: Some(envelope),
         ..Options::default()
@@ -312,6 +315,62 @@ fn a_document_cannot_say_what_is_around_it() {
     block.write_native(&mut native);
     let holds = |text: &str| native.windows(text.len()).any(|window| window == text.as_bytes());
     assert!(holds("real") && !holds("forged"));
+}
+
+#[test]
+fn what_is_around_a_document_is_no_unknown_field_of_it() {
+    let event = |more: &str| {
+        format!(
+            r#"{{"version":"0","detail-type":"t","source":"s","x":{{"y":1,"z":2}},"detail":{{"a":{{"b":1}}{more}}}}}"#
+        )
+    };
+    let refusing = |flatten_separator: Option<&str>, columns: &[(&str, &str)]| {
+        let options = Options {
+            envelope: Some(Envelope::Eventbridge),
+            on_unknown_field: millrace_common::pipe::UnknownFieldPolicy::Reject,
+            flatten_separator: flatten_separator.map(str::to_owned),
+            ..Options::default()
+        };
+        Arc::new(Plan::compile_with(columns.iter().map(column).collect(), &options).unwrap())
+    };
+    for plan in [
+        refusing(None, &[("a", "a"), ("s", "_envelope.source")]),
+        refusing(Some("."), &[("b", "a.b"), ("s", "_envelope.source")]),
+        refusing(
+            Some("_"),
+            &[("b", "a_b"), ("s", "_envelope_source"), ("y", "_envelope_x_y")],
+        ),
+        refusing(Some("."), &[("b", "a.b")]),
+    ] {
+        assert_eq!(decode(&plan, event("").as_bytes()), (1, 1, vec![], 0));
+        // What the document itself says is one, also under that name.
+        assert_eq!(decode(&plan, event(r#","c":1"#).as_bytes()).2, ["unknown_field"]);
+        let own = decode(&plan, event(r#","_envelope":{"other":1}"#).as_bytes());
+        assert_eq!(own.1, 0, "{own:?}");
+    }
+}
+
+#[test]
+fn what_is_around_a_document_is_not_kept_as_unmapped() {
+    let record =
+        r#"{"version":"0","detail-type":"t","source":"s","account":"around","detail":{"a":{"b":1},"c":"within"}}"#;
+    for separator in [None, Some(".")] {
+        let options = Options {
+            envelope: Some(Envelope::Eventbridge),
+            flatten_separator: separator.map(str::to_owned),
+            ..Options::default()
+        };
+        let columns = [("b", "a.b"), ("s", "_envelope.source"), ("u", "_unmapped")];
+        let plan = Arc::new(Plan::compile_with(columns.iter().map(column).collect(), &options).unwrap());
+        let mut block = Block::new(&plan);
+        Decoder::new(Arc::clone(&plan)).decode(record.as_bytes(), &META, &mut block, &mut |refused| {
+            panic!("{}", refused.rejection)
+        });
+        let mut native = Vec::new();
+        block.write_native(&mut native);
+        let holds = |text: &str| native.windows(text.len()).any(|window| window == text.as_bytes());
+        assert!(holds("within") && !holds("around"), "{separator:?}");
+    }
 }
 
 #[test]

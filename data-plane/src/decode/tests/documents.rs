@@ -273,3 +273,40 @@ proptest! {
         prop_assert!(significant(&found) + taken >= significant(&record), "{:?}", String::from_utf8_lossy(&record));
     }
 }
+
+#[test]
+fn messages_of_other_shards_take_no_place_from_what_is_refused() {
+    use crate::decode::unpack::tests::packed_with_hash_keys;
+    let column = MappedColumn {
+        name: "a".to_owned(),
+        data_type: "UInt8".parse().unwrap(),
+        has_default: false,
+        source: FieldSource::Key("a".to_owned()),
+        required: false,
+    };
+    let options = Options {
+        on_out_of_range: millrace_common::pipe::OutOfRangePolicy::Reject,
+        ..Options::default()
+    };
+    let plan = Arc::new(Plan::compile_with(vec![column], &options).unwrap());
+    let meta = RecordMeta {
+        hash_keys: Some(crate::source::HashKeyRange { first: 0, last: 9 }),
+        ..META
+    };
+    // Strangers first, own messages behind them: the strangers must not cost those.
+    for (strangers, own, pieces) in [(5_000, 10, 5_000), (100_000, 3, 100_000), (100_050, 3, 100_001)] {
+        let keys: Vec<u128> = std::iter::repeat_n(77, strangers)
+            .chain(std::iter::repeat_n(7, own))
+            .collect();
+        let record = packed_with_hash_keys(&keys);
+        let (mut block, mut kinds, mut last) = (Block::new(&plan), std::collections::BTreeMap::new(), String::new());
+        let decoded = Decoder::new(plan.clone()).decode(&record, &meta, &mut block, &mut |refused| {
+            *kinds.entry(refused.rejection.kind.as_str()).or_insert(0) += 1;
+            last = refused.rejection.message;
+        });
+        assert_eq!((decoded.out_of_range, block.rows()), (strangers as u64, own));
+        assert_eq!(kinds, [("out_of_hash_range", pieces)].into(), "{strangers}");
+        assert_eq!(decoded.documents as usize, own + pieces);
+        assert_eq!(last.starts_with("50 more messages"), strangers > 100_000, "{last}");
+    }
+}

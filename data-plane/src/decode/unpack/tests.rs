@@ -62,6 +62,19 @@ fn signed(body: &[u8]) -> Vec<u8> {
     [b"\xF3\x89\x9A\xC2", body, &Md5::digest(body)[..]].concat()
 }
 
+/// An aggregate of so many messages `{"a":1}`, of which each says that its hash key is this.
+pub(in crate::decode) fn packed_with_hash_keys(keys: &[u128]) -> Vec<u8> {
+    let mut record = aggregate(&vec![("k", b"{\"a\":1}".as_slice()); keys.len()]);
+    record.partition_key_table.truncate(1);
+    record.explicit_hash_key_table = keys.iter().map(u128::to_string).collect();
+    for (index, message) in (0..).zip(&mut record.records) {
+        message.partition_key_index = 0;
+        message.explicit_hash_key_index = Some(index);
+        message.tags.clear();
+    }
+    signed(&record.encode_to_vec())
+}
+
 /// An aggregate of these messages, as a producer sends it.
 pub(in crate::decode) fn packed(messages: &[(&str, &[u8])]) -> Vec<u8> {
     signed(&aggregate(messages).encode_to_vec())

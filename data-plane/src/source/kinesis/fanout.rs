@@ -39,8 +39,9 @@ use self::{
 };
 use super::{
     bounded,
-    client::{self, Child, Client, Origin, Reply},
+    client::{self, Answer, Child, Client, Origin, Reply},
     failure::{Failure, Kind, describe_sdk},
+    tap::{Taken, subscribing},
 };
 
 const CALL: &str = "SubscribeToShard";
@@ -76,7 +77,7 @@ impl std::fmt::Display for Consumer {
 #[derive(Debug)]
 pub(super) enum Outcome {
     /// An event, of a subscription that began at this time.
-    Event { reply: Reply, subscribed: Instant },
+    Event { answer: Answer, subscribed: Instant },
     /// The subscription is over, as it should be; another one is to follow.
     Over,
     /// It could not be had, or broke.
@@ -94,6 +95,8 @@ pub(super) enum Outcome {
 #[derive(Debug)]
 struct Live {
     events: Events,
+    /// What was in the events that come empty.
+    taken: Taken,
     /// Its connection.
     channel: Channel,
     subscribed: Instant,
@@ -241,8 +244,12 @@ impl FanOut {
                 Ok(Some(Event::SubscribeToShardEvent(event))) => {
                     live.any = true;
                     let subscribed = live.subscribed;
+                    let taken = live.taken.claim(&event.continuation_sequence_number);
                     self.turns.heard();
-                    return self.read(event, subscribed);
+                    return match self.read(event, taken) {
+                        Ok(answer) => Outcome::Event { answer, subscribed },
+                        Err(failure) => Outcome::Failed(failure),
+                    };
                 }
                 Ok(Some(_)) => self.unknown_events += 1,
                 Ok(None) => {
@@ -271,7 +278,11 @@ impl FanOut {
             .consumer_arn(&consumer_arn)
             .shard_id(shard.as_str())
             .starting_position(position);
-        let sent = bounded(async { call.send().await.map_err(|error| Failure::of(CALL, &error)) }).await;
+        let (sent, taken) = subscribing(bounded(async {
+            let call = Box::pin(call.send());
+            call.await.map_err(|error| Failure::of(CALL, &error))
+        }))
+        .await;
         let now = Instant::now();
         match sent {
             Ok(output) => {
@@ -279,6 +290,7 @@ impl FanOut {
                 self.turns.subscribed(now);
                 self.live = Some(Live {
                     events: output.event_stream,
+                    taken,
                     channel,
                     subscribed: now,
                     heard: now,
@@ -380,32 +392,30 @@ impl FanOut {
         self.turns.ended(end, Instant::now(), rand::random());
     }
 
-    fn read(&mut self, event: SubscribeToShardEvent, subscribed: Instant) -> Outcome {
-        let continuation = Some(event.continuation_sequence_number.clone()).filter(|number| !number.is_empty());
+    /// What an event says; `taken` is what was in it, if it was taken out on the way.
+    fn read(&mut self, event: SubscribeToShardEvent, taken: Option<Reply>) -> Result<Answer, Failure> {
         let malformed = |what: &str, text: &str| {
             let message = format!("an event with {text:?}, which is not a sequence number, as {what}");
-            Outcome::Failed(Failure::malformed(CALL, message))
+            Failure::malformed(CALL, message)
         };
-        let parsed = match continuation.as_deref().map(str::parse::<SequenceNumber>) {
-            None => None,
-            Some(Ok(number)) => Some(number),
-            Some(Err(_)) => return malformed("its continuation", continuation.as_deref().unwrap_or_default()),
-        };
-        self.continuation = parsed.map(|number| (None, number));
-        match client::records(event.records) {
-            Ok(records) => Outcome::Event {
-                reply: Reply {
-                    records,
-                    next_iterator: continuation.map(|_| ITERATOR.to_owned()),
-                    millis_behind: Some(event.millis_behind_latest),
-                    children: event
-                        .child_shards
-                        .map(|children| children.into_iter().map(Child::from).collect()),
-                },
-                subscribed,
+        let by_sdk = taken.is_none();
+        let mut reply = match taken {
+            Some(reply) => reply,
+            None => Reply {
+                records: client::records(event.records).map_err(|number| malformed("a record's", &number))?,
+                next_iterator: Some(event.continuation_sequence_number).filter(|number| !number.is_empty()),
+                millis_behind: Some(event.millis_behind_latest),
+                children: event
+                    .child_shards
+                    .map(|children| children.into_iter().map(Child::from).collect()),
             },
-            Err(number) => malformed("a record's", &number),
-        }
+        };
+        self.continuation = match reply.next_iterator {
+            None => None,
+            Some(text) => Some((None, text.parse().map_err(|_| malformed("its continuation", &text))?)),
+        };
+        reply.next_iterator = self.continuation.is_some().then(|| ITERATOR.to_owned());
+        Ok(Answer { reply, by_sdk })
     }
 }
 

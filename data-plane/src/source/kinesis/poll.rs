@@ -198,7 +198,7 @@ pub(super) struct Machine {
     complete_until: Option<Timestamp>,
     /// When the last answer was asked for, if it was at the tip of a shard that is open.
     tip: Option<Timestamp>,
-    /// How long the stream keeps records, once that was asked.
+    /// How long the stream keeps records, if that was asked since the last answer.
     retention: Option<Duration>,
     /// Retention is to be asked for.
     ask_retention: bool,
@@ -458,6 +458,10 @@ impl Machine {
         self.recovered();
         self.at_tip = at_tip;
         self.iterator = reply.next_iterator;
+        if self.asked == Asked::Plainly {
+            // It may be shortened while the reader is at work: the next doubt asks again.
+            self.retention = None;
+        }
         if let Some(last) = fresh.records.last() {
             self.position = Position::After(last.sequence_number());
             if let Some(arrival) = arrival(last) {

@@ -1,4 +1,4 @@
-//! Reads an answer of GetRecords where it lies: one pass, payloads decoded from base64 straight into one buffer, of which
+//! Reads an answer of GetRecords, or an event of a subscription, where it lies: one pass, payloads decoded from base64 straight into one buffer, of which
 //! records are slices. The SDK's own deserialiser costs more than all the rest of a worker's reading.
 //!
 //! It is strict and small: it takes what Kinesis really sends, and whatever it does not know (an escape where none belongs, a
@@ -20,6 +20,17 @@ const MAX_DEPTH: usize = 16;
 
 /// The answer in `body`, if this scan knows all that it says.
 pub(super) fn scan(body: &[u8]) -> Option<Reply> {
+    answer(body, b"NextShardIterator")
+}
+
+/// The same of an event of a subscription. Its iterator is the number to continue at; an event without one is the last of its shard, and
+/// left to the SDK.
+pub(super) fn scan_event(body: &[u8]) -> Option<Reply> {
+    answer(body, b"ContinuationSequenceNumber")
+        .filter(|reply| reply.next_iterator.is_some() && reply.millis_behind.is_some())
+}
+
+fn answer(body: &[u8], iterator: &[u8]) -> Option<Reply> {
     // Once for the whole body, which is faster than string by string.
     simdutf8::basic::from_utf8(body).ok()?;
     let mut scanner = Scanner { body, at: 0 };
@@ -31,7 +42,7 @@ pub(super) fn scan(body: &[u8]) -> Option<Reply> {
                 seen.first(0)?;
                 reply.records = scanner.records()?;
             }
-            b"NextShardIterator" => {
+            key if key == iterator => {
                 seen.first(1)?;
                 let iterator = scanner.nullable(Scanner::string)?;
                 reply.next_iterator = iterator.filter(|iterator| !iterator.is_empty());

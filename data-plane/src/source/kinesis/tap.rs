@@ -1,8 +1,10 @@
-//! Takes the records out of an answer of GetRecords before the SDK looks at it.
+//! Takes the records out of an answer of GetRecords before the SDK looks at it, and out of the events of a subscription ([`events`]).
 //!
 //! The SDK signs, connects, retries, and reads errors and every other answer. Of a GetRecords that succeeds it is given an answer
 //! without records, and the records are handed around it, to the task that asked. An answer that [`scan`] does not know
 //! goes to the SDK as it came.
+
+mod events;
 
 use std::cell::Cell;
 
@@ -18,12 +20,15 @@ use aws_smithy_runtime_api::client::{
 use aws_smithy_types::{body::SdkBody, byte_stream::ByteStream};
 use parking_lot::Mutex;
 
+use self::events::Sieve;
+pub(super) use self::events::Taken;
 use super::{client::Reply, scan::scan};
 
 /// Names the operation of a request.
 const TARGET: &str = "x-amz-target";
-/// How it ends for the one that is tapped.
+/// How it ends for those that are tapped.
 const GET_RECORDS: &str = ".GetRecords";
+const SUBSCRIBE: &str = ".SubscribeToShard";
 /// What the SDK gets to see of an answer that was taken.
 const TAKEN: &str = r#"{"Records":[]}"#;
 
@@ -37,6 +42,14 @@ static SPARE_BODIES: Mutex<Vec<Vec<u8>>> = Mutex::new(Vec::new());
 tokio::task_local! {
     /// Where the answer of the call that this task makes is put.
     static ANSWER: Cell<Option<Reply>>;
+    /// Where the events of the subscription that this task asks for are put.
+    static EVENTS: Taken;
+}
+
+/// Asks for a subscription with the tap open. Gives what the call gave, and where its events will be.
+pub(super) async fn subscribing<T>(call: impl Future<Output = T>) -> (T, Taken) {
+    let taken = Taken::default();
+    (EVENTS.scope(taken.clone(), call).await, taken)
 }
 
 /// Runs one call with the tap open. Gives what it gave, and the answer if that was taken.
@@ -89,16 +102,26 @@ struct Connector {
 
 impl HttpConnector for Connector {
     fn call(&self, request: HttpRequest) -> HttpConnectorFuture {
-        let wanted = request
-            .headers()
-            .get(TARGET)
-            .is_some_and(|target| target.ends_with(GET_RECORDS));
+        let target = request.headers().get(TARGET).unwrap_or_default();
+        let (records, events) = (target.ends_with(GET_RECORDS), target.ends_with(SUBSCRIBE));
         let answer = self.inner.call(request);
-        if !wanted {
-            return answer;
+        match (records, events) {
+            (true, _) => HttpConnectorFuture::new(async move { take(answer.await?).await }),
+            (_, true) => HttpConnectorFuture::new(async move { Ok(sieved(answer.await?)) }),
+            _ => answer,
         }
-        HttpConnectorFuture::new(async move { take(answer.await?).await })
     }
+}
+
+/// The subscription without the records of its events.
+fn sieved(mut response: HttpResponse) -> HttpResponse {
+    if response.status().as_u16() == 200
+        && let Ok(taken) = EVENTS.try_with(Taken::clone)
+    {
+        let body = response.take_body();
+        *response.body_mut() = SdkBody::from_body_1_x(Sieve::new(body, taken));
+    }
+    response
 }
 
 /// The answer without what was taken from it.

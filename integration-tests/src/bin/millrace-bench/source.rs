@@ -1,16 +1,16 @@
-//! The read side: a shard read to its tip over loopback by the SDK as it comes, and by a worker's reader. What counts is the
+//! The read side: a shard read to its tip over loopback by the SDK as it comes, and by a worker's reader, in both ways of reading. What counts is the
 //! CPU time of the thread that reads, on which everything of the client runs; the emulator has threads of its own. Clients are made
 //! before: reading the system's certificates takes as long as reading megabytes.
 
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
-use aws_sdk_kinesis::types::ShardIteratorType;
+use aws_sdk_kinesis::types::{ShardIteratorType, StartingPosition, SubscribeToShardEventStream};
 use jiff::Timestamp;
 use millrace_common::{aws, pipe::StreamIdentity, position::Position};
 use millrace_data_plane::source::{
     Budget,
-    kinesis::{Client, Limits, Reader, ReaderOptions},
+    kinesis::{Client, Consumer, Limits, Reader, ReaderOptions},
 };
 use millrace_integration_tests::{
     events::Events,
@@ -32,8 +32,14 @@ const BUDGET: usize = 64 << 20;
 
 /// Measures both, in turns.
 pub(super) async fn run(rounds: usize) -> anyhow::Result<()> {
-    let kinesis = Emulator::start(KinesisOptions::default()).await?;
+    let kinesis = Emulator::start(KinesisOptions {
+        // Subscriptions are pushed as fast as they are read, and follow one another at once.
+        enforce_limits: false,
+        ..KinesisOptions::default()
+    })
+    .await?;
     kinesis.create_stream(STREAM, 1)?;
+    let consumer = kinesis.register_consumer(STREAM, "bench")?;
     let events = Events::new(1, KEYS, false);
     let all: Vec<_> = (0..RECORDS).map(|id| events.event(id)).collect();
     kinesis.put_records_direct(STREAM, all.iter().map(|event| Put::new(&event.key, &event.data)))?;
@@ -48,29 +54,44 @@ pub(super) async fn run(rounds: usize) -> anyhow::Result<()> {
         },
         max_attempts: 1,
         scope: None,
+        identities: None,
         settings: millrace_common::aws::Settings::default(),
     };
-    let (mut stock, mut ours) = (Vec::new(), Vec::new());
+    let mut rates: [Vec<f64>; 4] = Default::default();
     for round in 0..=rounds {
-        let (sdk, reader) = (
+        let spent = [
             on_one_thread(access.clone(), by_sdk)?,
-            on_one_thread(access.clone(), by_reader)?,
-        );
+            on_one_thread(access.clone(), |access| by_reader(access, None))?,
+            on_one_thread(access.clone(), {
+                let consumer = consumer.clone();
+                |access| by_subscription(access, consumer)
+            })?,
+            on_one_thread(access.clone(), {
+                let consumer = consumer.clone();
+                |access| by_reader(access, Some(consumer))
+            })?,
+        ];
         ensure!(
-            sdk.1 == RECORDS && reader.1 == RECORDS,
-            "{sdk:?} and {reader:?} instead of {RECORDS} records"
+            spent.iter().all(|(_, records)| *records == RECORDS),
+            "{spent:?} instead of {RECORDS} records"
         );
         // The first round makes the threads' caches and is not counted.
         if round > 0 {
-            stock.push(megabytes(bytes) / sdk.0.as_secs_f64());
-            ours.push(megabytes(bytes) / reader.0.as_secs_f64());
+            for (rates, (time, _)) in rates.iter_mut().zip(spent) {
+                rates.push(megabytes(bytes) / time.as_secs_f64());
+            }
         }
     }
-    let (stock, ours) = (median(stock), median(ours));
-    for (bench, value) in [("source_stock_sdk", stock), ("source", ours)] {
+    let [stock, ours, stock_events, our_events] = rates.map(median);
+    for (bench, value, against) in [
+        ("source_stock_sdk", stock, stock),
+        ("source", ours, stock),
+        ("source_fan_out_stock_sdk", stock_events, stock_events),
+        ("source_fan_out", our_events, stock_events),
+    ] {
         print(&json!({
             "bench": bench, "data": "clickstream", "value": rounded(value), "unit": "MB of payload per CPU second",
-            "ratio": rounded(value / stock), "against": "stock_sdk",
+            "ratio": rounded(value / against), "against": "stock_sdk",
         }))?;
     }
     Ok(())
@@ -125,7 +146,29 @@ async fn by_sdk(access: aws::Access) -> anyhow::Result<(Duration, u64)> {
     Ok((before, records))
 }
 
-async fn by_reader(access: aws::Access) -> anyhow::Result<(Duration, u64)> {
+async fn by_subscription(access: aws::Access, consumer: String) -> anyhow::Result<(Duration, u64)> {
+    let sdk = aws_sdk_kinesis::Client::new(&aws::config(&access).await);
+    sdk.describe_stream_summary().stream_name(STREAM).send().await?;
+    let position = StartingPosition::builder()
+        .r#type(ShardIteratorType::TrimHorizon)
+        .build()?;
+    let before = spent()?;
+    let call = sdk
+        .subscribe_to_shard()
+        .consumer_arn(consumer)
+        .shard_id(SHARD)
+        .starting_position(position);
+    let mut events = call.send().await?.event_stream;
+    let mut records = 0;
+    while records < RECORDS {
+        if let SubscribeToShardEventStream::SubscribeToShardEvent(event) = events.recv().await?.context("an event")? {
+            records += event.records.len() as u64;
+        }
+    }
+    Ok((before, records))
+}
+
+async fn by_reader(access: aws::Access, consumer: Option<String>) -> anyhow::Result<(Duration, u64)> {
     let sdk = aws_sdk_kinesis::Client::new(&aws::config(&access).await);
     let summary = sdk.describe_stream_summary().stream_name(STREAM).send().await?;
     let summary = summary.stream_description_summary.context("a description")?;
@@ -142,6 +185,10 @@ async fn by_reader(access: aws::Access) -> anyhow::Result<(Duration, u64)> {
     let (out, mut pages) = mpsc::channel(4);
     let cancel = CancellationToken::new();
     let reader = Reader::new(Client::new(&access).await, options);
+    let reader = match consumer {
+        Some(arn) => reader.with_fan_out(Consumer::Arn(arn)),
+        None => reader,
+    };
     let counters = reader.counters();
     let before = spent()?;
     let reading = Box::pin(reader.run(out, Budget::new(BUDGET), cancel.clone()));

@@ -9,7 +9,7 @@ use std::sync::{
 use aws_sdk_kinesis::config::{Builder, StalledStreamProtectionConfig};
 use parking_lot::Mutex;
 
-use super::super::tap;
+use super::super::tap::{self, Tap};
 
 /// Most subscriptions on one connection.
 const SUBSCRIPTIONS: usize = 25;
@@ -52,7 +52,7 @@ impl Channels {
             Arc::strong_count(line) - 1 < SUBSCRIPTIONS && !line.poisoned.load(Ordering::Relaxed)
         });
         Channel(usable.unwrap_or_else(|| {
-            let config = self.config.clone().http_client(tap::https()).build();
+            let config = self.config.clone().http_client(Tap::new(tap::https())).build();
             let line = Arc::new(Line {
                 sdk: aws_sdk_kinesis::Client::from_conf(config),
                 poisoned: AtomicBool::new(false),

@@ -594,6 +594,19 @@ fn an_aged_number_is_a_gap_where_it_was_behind() {
 }
 
 #[test]
+fn a_retention_that_was_shortened_since_is_noticed() {
+    let (mut bed, clock) = aged(after(4), Some(HOUR * 30));
+    described(&mut bed, HOUR * 48);
+    assert_eq!(bed.iterator(), after(4));
+    // Far behind, so that nothing says when the position was complete but its record.
+    let arrival = (clock.now() - HOUR * 28).as_millisecond();
+    bed.accepted(arrived(reply(&[5], 1_000), arrival));
+    bed.machine.iterator = None;
+    described(&mut bed, HOUR * 24);
+    assert_eq!(bed.next().0, Action::GetIterator(Origin::Record(number(5))));
+}
+
+#[test]
 fn what_follows_is_taken_only_if_the_last_record_is_still_there() {
     let begin = |age| {
         let (mut bed, clock) = aged(after(4), age);
