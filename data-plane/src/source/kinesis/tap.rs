@@ -34,9 +34,10 @@ const TAKEN: &str = r#"{"Records":[]}"#;
 
 /// Buffers that are kept, and of which size: some tens of megabytes at most, beside what readers may hold.
 const MOST_SPARE_BODIES: usize = 2;
+const LEAST_SPARE_BODY: usize = 256 << 10;
 const LARGEST_SPARE_BODY: usize = 16 << 20;
 
-/// Buffers of bodies that were scanned. One is in use only while a body is scanned, so a few serve all readers.
+/// Buffers of bodies and of events that were scanned. One is in use only while it is filled and scanned, so a few serve all readers.
 static SPARE_BODIES: Mutex<Vec<Vec<u8>>> = Mutex::new(Vec::new());
 
 tokio::task_local! {
@@ -167,7 +168,7 @@ fn spare_body() -> Vec<u8> {
 fn keep_body(mut body: Vec<u8>) {
     body.clear();
     let mut spare = SPARE_BODIES.lock();
-    if spare.len() < MOST_SPARE_BODIES && body.capacity() <= LARGEST_SPARE_BODY {
+    if spare.len() < MOST_SPARE_BODIES && (LEAST_SPARE_BODY..=LARGEST_SPARE_BODY).contains(&body.capacity()) {
         spare.push(body);
     }
 }

@@ -13,6 +13,7 @@
 
 use std::{
     collections::VecDeque,
+    mem,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
@@ -23,7 +24,10 @@ use bytes::{BufMut as _, Bytes, BytesMut};
 use http_body::{Body, Frame};
 use parking_lot::Mutex;
 
-use super::super::{client::Reply, scan::scan_event};
+use super::{
+    super::{client::Reply, scan::scan_event},
+    LEAST_SPARE_BODY, keep_body, spare_body,
+};
 
 /// Lengths, and the CRC of these.
 const PRELUDE: usize = 12;
@@ -51,7 +55,8 @@ impl Taken {
 /// A body of events, without the records that were taken from it.
 pub(super) struct Sieve {
     inner: SdkBody,
-    waiting: BytesMut,
+    /// Of the next frame, as far as it has come. A large buffer is held by no subscription between two events: there are many.
+    waiting: Vec<u8>,
     /// It is no stream of frames, or a broken one: the SDK is to say so.
     raw: bool,
     taken: Taken,
@@ -62,7 +67,7 @@ impl Sieve {
     pub(super) fn new(inner: SdkBody, taken: Taken) -> Self {
         Self {
             inner,
-            waiting: BytesMut::new(),
+            waiting: Vec::new(),
             raw: false,
             taken,
             count: 0,
@@ -74,14 +79,29 @@ impl Sieve {
         let length = if self.raw { None } else { self.frame_length()? };
         let Some(length) = length else {
             self.raw = true;
-            return Some(self.waiting.split().freeze()).filter(|bytes| !bytes.is_empty());
+            return Some(Bytes::from(mem::take(&mut self.waiting))).filter(|bytes| !bytes.is_empty());
         };
         if self.waiting.len() < length {
-            self.waiting.reserve(length - self.waiting.len());
+            if self.waiting.capacity() < length {
+                let mut body = match length {
+                    LEAST_SPARE_BODY.. => spare_body(),
+                    _ => Vec::new(),
+                };
+                body.reserve_exact(length);
+                body.extend_from_slice(&self.waiting);
+                self.waiting = body;
+            }
             return None;
         }
-        let frame = self.waiting.split_to(length).freeze();
-        Some(self.without_records(&frame).unwrap_or(frame))
+        let begun = self.waiting.split_off(length);
+        let frame = mem::replace(&mut self.waiting, begun);
+        Some(match self.without_records(&frame) {
+            Some(empty) => {
+                keep_body(frame);
+                empty
+            }
+            None => Bytes::from(frame),
+        })
     }
 
     /// How long the next frame is, as soon as that is known; the inner one is none if it cannot be a frame.
