@@ -68,8 +68,9 @@ pub(crate) async fn create(connection: &Connection, pipe: api::Pipe, validate_on
 }
 
 /// The request that creates a pipe of a full name: the API takes parent and id.
-pub(crate) fn creation(pipe: api::Pipe, validate_only: bool) -> Result<api::CreatePipeRequest, Error> {
-    let Some((parent, pipe_id)) = pipe.name.split_once("/pipes/").filter(|(_, id)| !id.is_empty()) else {
+pub(crate) fn creation(mut pipe: api::Pipe, validate_only: bool) -> Result<api::CreatePipeRequest, Error> {
+    let name = std::mem::take(&mut pipe.name);
+    let Some((parent, pipe_id)) = name.split_once("/pipes/").filter(|(_, id)| !id.is_empty()) else {
         return Err(Error::Local(
             "name: give the pipe an id, such as `name: clicks`".to_owned(),
         ));
@@ -77,10 +78,7 @@ pub(crate) fn creation(pipe: api::Pipe, validate_only: bool) -> Result<api::Crea
     Ok(api::CreatePipeRequest {
         parent: parent.to_owned(),
         pipe_id: pipe_id.to_owned(),
-        pipe: Some(api::Pipe {
-            name: String::new(),
-            ..pipe.clone()
-        }),
+        pipe: Some(pipe),
         validate_only,
     })
 }

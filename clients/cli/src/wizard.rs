@@ -10,7 +10,7 @@ use crate::{
         Connection,
         discovery::{Aws, Draft, Sampling, Server, Start},
     },
-    client, credential, discovery,
+    credential, discovery,
     draft::{self, Drafted},
     exit::Error,
     manifest,

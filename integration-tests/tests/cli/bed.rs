@@ -147,7 +147,7 @@ fn order(number: u64) -> String {
         r#"{{"order_id":{number},"customer":"customer-{}","amount":{}.25,"paid":{},"ordered_at":"2026-11-22 12:00:{:02}"}}"#,
         number % 7,
         number * 3,
-        number % 2 == 0,
+        number.is_multiple_of(2),
         number % 60
     )
 }
