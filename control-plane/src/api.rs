@@ -18,6 +18,7 @@ mod page;
 mod pipes;
 mod positions;
 mod preflight;
+mod revisions;
 mod states;
 mod update;
 mod view;

@@ -42,6 +42,7 @@ pub use consumers::ManagedConsumer;
 pub use error::Error;
 pub use events::MAX_EVENTS;
 pub use leader::Standing;
+pub use pipes::MAX_REVISIONS;
 pub use positions::Adopted;
 pub use shards::{Ended, ShardEnd};
 pub use types::*;

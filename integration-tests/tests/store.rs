@@ -61,6 +61,7 @@ on_every_database!(
     pipes::an_update_makes_a_revision_and_an_etag,
     pipes::observations_leave_the_etag,
     pipes::a_deleted_pipe_is_gone,
+    pipes::old_revisions_go_but_for_those_of_open_batches,
     consumers::a_consumer_is_noted_until_it_is_known_to_be_gone,
     consumers::only_what_a_pipe_wants_is_noted,
     credentials::secrets_come_back_as_they_went,

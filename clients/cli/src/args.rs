@@ -2,11 +2,15 @@
 
 pub(crate) mod discovery;
 
-use std::path::PathBuf;
+use std::{path::PathBuf, time::Duration};
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory as _, Parser, Subcommand};
 
-use crate::{output::Format, standalone};
+use crate::{
+    exit::Error,
+    output::{self, Format},
+    standalone, wait,
+};
 
 /// Move Kinesis streams into ClickHouse: pipes, credentials, and a single-machine Millrace.
 #[derive(Debug, Parser)]
@@ -80,21 +84,55 @@ pub(crate) enum Command {
     /// List databases and tables, and describe a table.
     #[command(subcommand)]
     Table(discovery::Table),
-    /// Run both planes in this process, on SQLite: all of Millrace for a single machine.
-    Standalone(Box<standalone::Options>),
-}
-
-#[derive(Debug, Subcommand)]
-pub(crate) enum Pipe {
-    /// Create a pipe from a file. What cannot work is refused, with the field at fault and what to do.
-    Create {
-        /// YAML or JSON file with the pipe in the API's own field names; `-` reads standard input.
+    /// Create and change pipes, so that they are as a file says. What the file leaves out goes back to its default; whether a pipe
+    /// runs stays as it is.
+    Apply {
+        /// YAML or JSON file with pipes (YAML: any number of documents); `-` reads standard input.
         #[arg(short, long, value_name = "FILE")]
         file: PathBuf,
         /// Check everything, store nothing.
         #[arg(long)]
         dry_run: bool,
     },
+    /// Show what `apply` would change. The exit code is 0 if that is nothing, 1 if it is something, and higher if it would be refused.
+    Diff {
+        /// YAML or JSON file with pipes (YAML: any number of documents); `-` reads standard input.
+        #[arg(short, long, value_name = "FILE")]
+        file: PathBuf,
+    },
+    /// Print a script that completes these commands in a shell.
+    Completion {
+        /// The shell.
+        #[arg(value_enum)]
+        shell: clap_complete::Shell,
+    },
+    /// Run both planes in this process, on SQLite: all of Millrace for a single machine.
+    Standalone(Box<standalone::Options>),
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Pipe {
+    /// Create a pipe from a file, or, without one, from answers on the terminal. What cannot work is refused, with the field at fault
+    /// and what to do.
+    Create {
+        /// YAML or JSON file with the pipe in the API's own field names; `-` reads standard input.
+        #[arg(short, long, value_name = "FILE")]
+        file: Option<PathBuf>,
+        /// Check everything, store nothing.
+        #[arg(long)]
+        dry_run: bool,
+        /// Without a file: endpoint of Kinesis to use instead of the region's own.
+        #[arg(
+            long,
+            env = "MILLRACE_KINESIS_ENDPOINT",
+            default_value = "",
+            hide_default_value = true,
+            value_name = "URL"
+        )]
+        kinesis_endpoint: String,
+    },
+    /// Print the file of a pipe, with the columns that fit the records of its stream. Stores nothing.
+    Draft(Box<discovery::Draft>),
     /// Change a pipe, running or not, to what a file says. It goes on where it is.
     Update {
         /// YAML or JSON file with the pipe's name and the fields to change; `-` reads standard input.
@@ -135,6 +173,39 @@ pub(crate) enum Pipe {
         /// At most this many.
         #[arg(long, default_value_t = 50, value_name = "COUNT")]
         limit: usize,
+    },
+    /// List the specifications that a pipe has had, newest first.
+    Revisions {
+        /// Pipe id or full name.
+        pipe: String,
+        /// At most this many.
+        #[arg(long, default_value_t = 50, value_name = "COUNT")]
+        limit: usize,
+    },
+    /// Give a pipe the specification of an earlier revision again. It goes on where it is.
+    Rollback {
+        /// Pipe id or full name.
+        pipe: String,
+        /// The revision, of `pipe revisions`.
+        #[arg(long, value_name = "REVISION")]
+        to: i64,
+        /// Check everything, store nothing.
+        #[arg(long)]
+        dry_run: bool,
+    },
+    /// Wait until a pipe is where it is to be. The exit code is 6 if that takes too long.
+    Wait {
+        /// Pipe id or full name.
+        pipe: String,
+        /// What to wait for.
+        #[arg(long = "for", value_enum, value_name = "GOAL")]
+        goal: wait::Goal,
+        /// With `--for caught-up`: how far behind counts as caught up, such as 10s.
+        #[arg(long, default_value = "10s", value_name = "DURATION", value_parser = duration)]
+        lag: Duration,
+        /// How long to wait at most, such as 5m.
+        #[arg(long, default_value = "5m", value_name = "DURATION", value_parser = duration)]
+        timeout: Duration,
     },
     /// Move positions: read again, or skip. Stop the pipe first, or give up its open batches.
     ResetPosition(Reset),
@@ -265,10 +336,23 @@ pub(crate) enum CredentialKind {
     },
 }
 
+/// A span such as `10s`, `5m` or `1h30m`.
+fn duration(text: &str) -> Result<Duration, String> {
+    let span: jiff::SignedDuration = text
+        .parse()
+        .map_err(|_| "give a number with a unit, such as 10s, 5m or 1h30m".to_owned())?;
+    Duration::try_from(span).map_err(|_| "must not be negative".to_owned())
+}
+
+/// Prints the completion script of a shell.
+pub(crate) fn complete(shell: clap_complete::Shell) -> Result<(), Error> {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "millrace", &mut script);
+    output::line(String::from_utf8_lossy(&script).trim_end())
+}
+
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory as _;
-
     use super::*;
 
     #[test]

@@ -92,8 +92,13 @@ async fn create(
 }
 
 async fn list_all(connection: &Connection) -> Result<(), Error> {
+    list::show(connection, &all(connection).await?, CREDENTIAL, &HEADER, row)
+}
+
+/// The credentials of the project.
+pub(crate) async fn all(connection: &Connection) -> Result<Vec<api::Credential>, Error> {
     let mut client = client::credentials(connection)?;
-    let all = list::all(usize::MAX, async |page_size, page_token| {
+    list::all(usize::MAX, async |page_size, page_token| {
         let request = api::ListCredentialsRequest {
             parent: connection.parent(),
             page_size,
@@ -106,8 +111,7 @@ async fn list_all(connection: &Connection) -> Result<(), Error> {
             .into_inner();
         Ok((page.credentials, page.next_page_token))
     })
-    .await?;
-    list::show(connection, &all, CREDENTIAL, &HEADER, row)
+    .await
 }
 
 async fn delete(connection: &Connection, credential: &str, allow_missing: bool) -> Result<(), Error> {

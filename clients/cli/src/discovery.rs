@@ -75,8 +75,30 @@ pub(crate) async fn table(connection: &Connection, command: Table) -> Result<(),
 }
 
 async fn list_streams(connection: &Connection, aws: &Aws, count_shards: bool, limit: usize) -> Result<(), Error> {
+    let all = streams(connection, aws, count_shards, limit).await?;
+    list::show(connection, &all, STREAM, &STREAM_HEADER, |stream| {
+        vec![
+            stream.stream_name.clone(),
+            stream.status.clone(),
+            stream.mode.clone(),
+            match stream.open_shard_count {
+                Some(count) => count.to_string(),
+                None => stream.message.clone(),
+            },
+            stream.create_time.as_ref().map(events::time).unwrap_or_default(),
+        ]
+    })
+}
+
+/// The streams that a credential can see.
+pub(crate) async fn streams(
+    connection: &Connection,
+    aws: &Aws,
+    count_shards: bool,
+    limit: usize,
+) -> Result<Vec<api::StreamSummary>, Error> {
     let mut client = client::discovery(connection)?;
-    let all = list::all(limit, async |page_size, page_token| {
+    list::all(limit, async |page_size, page_token| {
         let request = api::ListStreamsRequest {
             parent: connection.parent(),
             credential: credential(connection, &aws.credential),
@@ -93,23 +115,11 @@ async fn list_streams(connection: &Connection, aws: &Aws, count_shards: bool, li
             .into_inner();
         Ok((page.streams, page.next_page_token))
     })
-    .await?;
-    list::show(connection, &all, STREAM, &STREAM_HEADER, |stream| {
-        vec![
-            stream.stream_name.clone(),
-            stream.status.clone(),
-            stream.mode.clone(),
-            match stream.open_shard_count {
-                Some(count) => count.to_string(),
-                None => stream.message.clone(),
-            },
-            stream.create_time.as_ref().map(events::time).unwrap_or_default(),
-        ]
-    })
+    .await
 }
 
 /// The full name of a credential; nothing stays nothing, which the server says something about.
-fn credential(connection: &Connection, given: &str) -> String {
+pub(crate) fn credential(connection: &Connection, given: &str) -> String {
     if given.is_empty() {
         String::new()
     } else {
@@ -147,7 +157,7 @@ fn decoding(envelope: Option<&String>) -> Result<Option<api::Decoding>, Error> {
 }
 
 /// The stream to sample; `None` if none is named.
-fn sampling(connection: &Connection, subject: &Subject) -> Result<Option<api::SampleRecordsRequest>, Error> {
+pub(crate) fn sampling(connection: &Connection, subject: &Subject) -> Result<Option<api::SampleRecordsRequest>, Error> {
     use sample_records_request::Subject as Of;
     let of = match (&subject.stream, &subject.pipe) {
         (None, None) => return Ok(None),
@@ -336,7 +346,8 @@ fn refused(refused: &[api::RefusedDocument], count: u64) -> Result<(), Error> {
     output::table(&REFUSED_HEADER, refused.iter().map(row).collect())
 }
 
-fn server(connection: &Connection, server: &Server) -> Option<api::ClickHouseServer> {
+/// The server that is named.
+pub(crate) fn server(connection: &Connection, server: &Server) -> Option<api::ClickHouseServer> {
     Some(api::ClickHouseServer {
         endpoint: server.server.clone(),
         credential: credential(connection, &server.clickhouse_credential),

@@ -1,7 +1,8 @@
 //! What went wrong, told to a person, and as an exit code to a script:
-//! 1 anything else, 2 wrong usage, 3 not found, 4 not allowed, 5 conflict, 6 timeout.
+//! 1 anything else, 2 wrong usage, 3 not found, 4 not allowed, 5 conflict, 6 timeout. Of `diff`, 1 says that there are differences,
+//! and what would be 1 elsewhere is 2.
 
-use std::{io::Write as _, process::ExitCode};
+use std::io::Write as _;
 
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
@@ -11,6 +12,8 @@ use tonic_types::StatusExt as _;
 pub(crate) enum Error {
     /// Here: a file, the terminal, an argument.
     Local(String),
+    /// It took longer than was allowed.
+    Timeout(String),
     /// The control plane said no.
     Remote(Box<Status>),
     /// The control plane could not be reached.
@@ -49,12 +52,16 @@ fn innermost(status: &Status) -> String {
 }
 
 /// Prints the error and returns its exit code.
-pub(crate) fn report(error: &Error) -> ExitCode {
+pub(crate) fn report(error: &Error) -> u8 {
     let mut text = String::new();
     let code = match error {
         Error::Local(message) => {
             text.push_str(&format!("error: {message}\n"));
             1
+        }
+        Error::Timeout(message) => {
+            text.push_str(&format!("error: {message}\n"));
+            6
         }
         Error::Unreachable { endpoint, cause } => {
             text.push_str(&format!(
@@ -76,7 +83,7 @@ pub(crate) fn report(error: &Error) -> ExitCode {
     };
     // Standard error may be closed; there is nowhere left to say so.
     let _ = std::io::stderr().write_all(text.as_bytes());
-    ExitCode::from(code)
+    code
 }
 
 fn describe(status: &Status, text: &mut String) {

@@ -2,10 +2,12 @@
 //! kind of trouble there was (see [`exit`]).
 
 mod access;
+mod apply;
 mod args;
 mod client;
 mod credential;
 mod discovery;
+mod draft;
 mod events;
 mod exit;
 mod list;
@@ -13,26 +15,40 @@ mod manifest;
 mod output;
 mod pipe;
 mod reset;
+mod revisions;
 mod standalone;
+mod wait;
 mod watch;
+mod wizard;
+
+use std::process::ExitCode;
 
 use clap::Parser as _;
 
 use crate::args::{Cli, Command};
 
-fn main() -> std::process::ExitCode {
+fn main() -> ExitCode {
     let cli = Cli::parse();
+    // Scripts take 1 for an answer of `diff`.
+    let least = if matches!(cli.command, Command::Diff { .. }) {
+        2
+    } else {
+        1
+    };
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
-        Err(error) => return exit::report(&exit::Error::Local(format!("cannot start the runtime: {error}"))),
+        Err(error) => {
+            let error = exit::Error::Local(format!("cannot start the runtime: {error}"));
+            return ExitCode::from(exit::report(&error).max(least));
+        }
     };
     match runtime.block_on(run(cli)) {
-        Ok(()) => std::process::ExitCode::SUCCESS,
-        Err(error) => exit::report(&error),
+        Ok(code) => code,
+        Err(error) => ExitCode::from(exit::report(&error).max(least)),
     }
 }
 
-async fn run(cli: Cli) -> Result<(), exit::Error> {
+async fn run(cli: Cli) -> Result<ExitCode, exit::Error> {
     match cli.command {
         Command::Pipe(command) => pipe::run(&cli.connection, command).await,
         Command::Access(command) => access::run(&cli.connection, command).await,
@@ -40,6 +56,13 @@ async fn run(cli: Cli) -> Result<(), exit::Error> {
         Command::Stream(command) => discovery::stream(&cli.connection, command).await,
         Command::Schema(command) => discovery::schema(&cli.connection, command).await,
         Command::Table(command) => discovery::table(&cli.connection, command).await,
+        Command::Apply { file, dry_run } => apply::run(&cli.connection, &file, dry_run).await,
+        Command::Diff { file } => {
+            let differs = apply::diff(&cli.connection, &file).await?;
+            return Ok(ExitCode::from(u8::from(differs)));
+        }
+        Command::Completion { shell } => args::complete(shell),
         Command::Standalone(options) => standalone::run(*options).await,
-    }
+    }?;
+    Ok(ExitCode::SUCCESS)
 }

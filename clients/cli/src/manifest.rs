@@ -7,6 +7,7 @@ use std::{io::Read as _, path::Path};
 use millrace_proto::DESCRIPTOR_POOL;
 use prost::Message;
 use prost_reflect::{DynamicMessage, EnumDescriptor, Kind, MessageDescriptor, SerializeOptions};
+use serde::Deserialize as _;
 use serde_json::Value;
 
 use crate::exit::Error;
@@ -28,10 +29,43 @@ pub(crate) fn read(path: &Path) -> Result<String, Error> {
 
 /// Parses a resource of the message type `full_name`. A `kind` key, if there is one, must be the type's short name.
 pub(crate) fn parse<M: Message + Default>(text: &str, full_name: &str) -> Result<M, Error> {
-    let descriptor = descriptor(full_name)?;
     // YAML is a superset of JSON.
-    let mut value: Value = serde_yaml_ng::from_str(text)
+    let value: Value = serde_yaml_ng::from_str(text)
         .map_err(|error| Error::Local(format!("the file is neither YAML nor JSON: {error}")))?;
+    message(value, full_name)
+}
+
+/// A file as it is.
+pub(crate) fn value(text: &str) -> Result<Value, Error> {
+    serde_yaml_ng::from_str(text).map_err(|error| Error::Local(error.to_string()))
+}
+
+/// Parses the resources of a file with any number of YAML documents. Empty documents are left out.
+pub(crate) fn parse_all<M: Message + Default>(text: &str, full_name: &str) -> Result<Vec<M>, Error> {
+    let mut all = Vec::new();
+    for document in serde_yaml_ng::Deserializer::from_str(text) {
+        let value = Value::deserialize(document)
+            .map_err(|error| Error::Local(format!("the file is neither YAML nor JSON: {error}")))?;
+        if !value.is_null() {
+            all.push(value);
+        }
+    }
+    let single = all.len() == 1;
+    let all = all.into_iter().enumerate().map(|(index, value)| {
+        message(value, full_name).map_err(|error| match error {
+            Error::Local(what) if !single => Error::Local(format!("document {}: {what}", index + 1)),
+            error => error,
+        })
+    });
+    let all = all.collect::<Result<Vec<_>, _>>()?;
+    if all.is_empty() {
+        return Err(Error::Local("the file is empty".to_owned()));
+    }
+    Ok(all)
+}
+
+fn message<M: Message + Default>(mut value: Value, full_name: &str) -> Result<M, Error> {
+    let descriptor = descriptor(full_name)?;
     let Value::Object(fields) = &mut value else {
         return Err(Error::Local(format!(
             "the file must hold one {}, as a mapping",
@@ -194,6 +228,23 @@ mod tests {
         assert!(refused("[1]").contains("must hold one Pipe"));
         assert!(refused("a: [").contains("neither YAML nor JSON"));
         assert!(refused("destination: {columns: [{name: a, type: 1}]}").starts_with("destination.columns[0].type:"));
+    }
+
+    #[test]
+    fn a_file_may_hold_several() {
+        let names = |text| {
+            let pipes: Vec<Pipe> = parse_all(text, PIPE).unwrap();
+            pipes.into_iter().map(|pipe| pipe.name).collect::<Vec<_>>()
+        };
+        assert_eq!(names("name: a"), ["a"]);
+        assert_eq!(names("---\nkind: Pipe\nname: a\n---\n---\nname: b\n"), ["a", "b"]);
+        let wrong = |text| match parse_all::<Pipe>(text, PIPE) {
+            Err(Error::Local(message)) => message,
+            other => panic!("{other:?}"),
+        };
+        assert!(wrong("name: a\n---\nnome: b\n").starts_with("document 2: nome: no such field"));
+        assert!(wrong("nome: b\n").starts_with("nome: no such field"));
+        assert_eq!(wrong("---\n"), "the file is empty");
     }
 
     #[test]

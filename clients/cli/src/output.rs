@@ -28,6 +28,12 @@ pub(crate) fn line(text: &str) -> Result<(), Error> {
     }
 }
 
+/// Says something beside the result, on standard error.
+pub(crate) fn note(text: &str) {
+    // Standard error may be closed; the result does not depend on it.
+    let _ = writeln!(std::io::stderr(), "# {}", printable(text));
+}
+
 /// Prints a JSON value as JSON or YAML.
 pub(crate) fn document(value: &Value, format: Format) -> Result<(), Error> {
     let text = match format {

@@ -6,11 +6,11 @@ use millrace_proto::api::v1::{self as api, DesiredState, PipeState, PipeView, Sh
 
 use crate::{
     args::{Connection, Pipe},
-    client, discovery, events,
+    client, discovery, draft, events,
     exit::Error,
     list, manifest,
     output::{self, Format},
-    reset, watch,
+    reset, revisions, wait, watch, wizard,
 };
 
 /// Full name of the message.
@@ -19,7 +19,17 @@ pub(crate) const PIPE: &str = "millrace.api.v1.Pipe";
 /// Runs one command.
 pub(crate) async fn run(connection: &Connection, command: Pipe) -> Result<(), Error> {
     match command {
-        Pipe::Create { file, dry_run } => create(connection, &file, dry_run).await,
+        Pipe::Create {
+            file: Some(file),
+            dry_run,
+            ..
+        } => create(connection, manifest::parse(&manifest::read(&file)?, PIPE)?, dry_run).await,
+        Pipe::Create {
+            file: None,
+            dry_run,
+            kinesis_endpoint,
+        } => Box::pin(wizard::run(connection, kinesis_endpoint, dry_run)).await,
+        Pipe::Draft(given) => Box::pin(draft::run(connection, &given)).await,
         Pipe::Update { file, field, dry_run } => update(connection, &file, field, dry_run).await,
         Pipe::Preview(given) => discovery::preview(connection, &given).await,
         Pipe::Get { pipe } => get(connection, &pipe).await,
@@ -30,6 +40,14 @@ pub(crate) async fn run(connection: &Connection, command: Pipe) -> Result<(), Er
             until_records,
         } => watch::run(connection, &pipe, interval, until_records).await,
         Pipe::Events { pipe, limit } => events::run(connection, &pipe, limit).await,
+        Pipe::Revisions { pipe, limit } => revisions::list(connection, &pipe, limit).await,
+        Pipe::Rollback { pipe, to, dry_run } => revisions::rollback(connection, &pipe, to, dry_run).await,
+        Pipe::Wait {
+            pipe,
+            goal,
+            lag,
+            timeout,
+        } => wait::run(connection, &pipe, goal, lag, timeout).await,
         Pipe::ResetPosition(given) => reset::run(connection, given).await,
         Pipe::Start { pipe } => set_desired(connection, &pipe, DesiredState::Running).await,
         Pipe::Stop { pipe } => set_desired(connection, &pipe, DesiredState::Stopped).await,
@@ -37,30 +55,32 @@ pub(crate) async fn run(connection: &Connection, command: Pipe) -> Result<(), Er
     }
 }
 
-async fn create(connection: &Connection, file: &Path, validate_only: bool) -> Result<(), Error> {
-    let pipe: api::Pipe = manifest::parse(&manifest::read(file)?, PIPE)?;
-    // `name` may be an id or a full name; the API takes parent and id.
+/// Creates a pipe, and prints it.
+pub(crate) async fn create(connection: &Connection, pipe: api::Pipe, validate_only: bool) -> Result<(), Error> {
     let name = connection.name("pipes", &pipe.name);
-    let Some((parent, pipe_id)) = name.split_once("/pipes/").filter(|(_, id)| !id.is_empty()) else {
-        return Err(Error::Local(
-            "name: give the pipe an id, such as `name: clicks`".to_owned(),
-        ));
-    };
-    let request = api::CreatePipeRequest {
-        parent: parent.to_owned(),
-        pipe_id: pipe_id.to_owned(),
-        pipe: Some(api::Pipe {
-            name: String::new(),
-            ..pipe
-        }),
-        validate_only,
-    };
+    let request = creation(api::Pipe { name, ..pipe }, validate_only)?;
     let response = client::pipes(connection)?
         .create_pipe(request)
         .await
         .map_err(client::failed(connection))?
         .into_inner();
     show(connection, &response.pipe.unwrap_or_default())
+}
+
+/// The request that creates a pipe of a full name: the API takes parent and id.
+pub(crate) fn creation(mut pipe: api::Pipe, validate_only: bool) -> Result<api::CreatePipeRequest, Error> {
+    let name = std::mem::take(&mut pipe.name);
+    let Some((parent, pipe_id)) = name.split_once("/pipes/").filter(|(_, id)| !id.is_empty()) else {
+        return Err(Error::Local(
+            "name: give the pipe an id, such as `name: clicks`".to_owned(),
+        ));
+    };
+    Ok(api::CreatePipeRequest {
+        parent: parent.to_owned(),
+        pipe_id: pipe_id.to_owned(),
+        pipe: Some(pipe),
+        validate_only,
+    })
 }
 
 async fn update(connection: &Connection, file: &Path, paths: Vec<String>, validate_only: bool) -> Result<(), Error> {
@@ -190,7 +210,8 @@ pub(crate) fn state(status: &api::PipeStatus) -> String {
     )
 }
 
-fn show(connection: &Connection, pipe: &api::Pipe) -> Result<(), Error> {
+/// Prints one pipe.
+pub(crate) fn show(connection: &Connection, pipe: &api::Pipe) -> Result<(), Error> {
     if connection.output != Format::Table {
         return output::document(&manifest::to_json(pipe, PIPE)?, connection.output);
     }

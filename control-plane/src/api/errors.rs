@@ -9,6 +9,8 @@ use crate::{destination, discovery, protocol::Refusal, store};
 pub(super) const ALREADY_EXISTS: &str = "ALREADY_EXISTS";
 /// No pipe of that name.
 pub(super) const PIPE_NOT_FOUND: &str = "PIPE_NOT_FOUND";
+/// No revision of that number.
+pub(super) const REVISION_NOT_FOUND: &str = "REVISION_NOT_FOUND";
 /// No credential of that name.
 pub(super) const CREDENTIAL_NOT_FOUND: &str = "CREDENTIAL_NOT_FOUND";
 /// Pipes refer to the credential.

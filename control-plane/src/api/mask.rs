@@ -70,6 +70,14 @@ pub(super) fn apply(
     target.transcode_to().map_err(|error| ApiError::internal(&error))
 }
 
+/// A mask of all that makes up a revision: what users write, but for whether the pipe is to run.
+pub(super) fn specification() -> FieldMask {
+    let roots = WRITABLE.iter().filter(|root| **root != "desired_state");
+    FieldMask {
+        paths: roots.map(|root| (*root).to_owned()).collect(),
+    }
+}
+
 /// Paths of the fields that users write and that differ, as a mask would name them.
 pub(super) fn changed(before: &proto::Pipe, after: &proto::Pipe) -> Result<Vec<String>, ApiError> {
     let descriptor = pipe_descriptor()?;

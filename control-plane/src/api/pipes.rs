@@ -8,8 +8,9 @@ use millrace_common::{
 };
 use millrace_proto::api::v1::{
     CreatePipeRequest, CreatePipeResponse, DeletePipeRequest, DeletePipeResponse, GetPipeRequest, GetPipeResponse,
-    ListPipeEventsRequest, ListPipeEventsResponse, ListPipesRequest, ListPipesResponse, Pipe, PipeState, PipeStatus,
-    ResetPositionRequest, ResetPositionResponse, UpdatePipeRequest, UpdatePipeResponse, WatchPipeRequest,
+    ListPipeEventsRequest, ListPipeEventsResponse, ListPipeRevisionsRequest, ListPipeRevisionsResponse,
+    ListPipesRequest, ListPipesResponse, Pipe, PipeState, PipeStatus, ResetPositionRequest, ResetPositionResponse,
+    RollbackPipeRequest, RollbackPipeResponse, UpdatePipeRequest, UpdatePipeResponse, WatchPipeRequest,
     pipe_service_server::PipeService,
 };
 use tonic::{Request, Response, Status};
@@ -161,6 +162,23 @@ impl PipeService for Api {
         request: Request<ResetPositionRequest>,
     ) -> Result<Response<ResetPositionResponse>, Status> {
         Ok(Response::new(Box::pin(self.reset(request.get_ref())).await?))
+    }
+
+    async fn list_pipe_revisions(
+        &self,
+        request: Request<ListPipeRevisionsRequest>,
+    ) -> Result<Response<ListPipeRevisionsResponse>, Status> {
+        Ok(Response::new(self.revisions(request.get_ref()).await?))
+    }
+
+    async fn rollback_pipe(
+        &self,
+        request: Request<RollbackPipeRequest>,
+    ) -> Result<Response<RollbackPipeResponse>, Status> {
+        let snapshot = Box::pin(self.rollback(request.get_ref())).await?;
+        Ok(Response::new(RollbackPipeResponse {
+            pipe: Some(self.show(&snapshot, View::Full)),
+        }))
     }
 }
 

@@ -2,6 +2,7 @@
 
 use millrace_common::{
     error::ApiError,
+    ids::Revision,
     pipe::{DesiredState, PipeSpec, ResolvedSpec, StartPosition, StreamRef},
 };
 use millrace_proto::api::v1 as proto;
@@ -25,6 +26,15 @@ const ATTEMPTS: usize = 5;
 impl Api {
     /// Applies an update and returns the pipe as it is then, or as it would be.
     pub(super) async fn update(&self, request: &proto::UpdatePipeRequest) -> Result<PipeSnapshot, ApiError> {
+        Box::pin(self.change(request, None)).await
+    }
+
+    /// The same; `back_to` is the revision that the update goes back to, if it does.
+    pub(super) async fn change(
+        &self,
+        request: &proto::UpdatePipeRequest,
+        back_to: Option<Revision>,
+    ) -> Result<PipeSnapshot, ApiError> {
         let given = request
             .pipe
             .as_ref()
@@ -39,7 +49,7 @@ impl Api {
             if !given.etag.is_empty() && given.etag != stored.etag {
                 return Err(etag_mismatch());
             }
-            match self.apply(request, given, &stored).await? {
+            match self.apply(request, given, &stored, back_to).await? {
                 Applied::Unchanged => return self.snapshot(stored.uid, &name).await,
                 Applied::Planned(pipe) => {
                     let snapshot = self.snapshot(stored.uid, &name).await?;
@@ -65,6 +75,7 @@ impl Api {
         request: &proto::UpdatePipeRequest,
         given: &proto::Pipe,
         stored: &StoredPipe,
+        back_to: Option<Revision>,
     ) -> Result<Applied, ApiError> {
         let before = proto::Pipe {
             desired_state: output::desired_state(stored.desired).into(),
@@ -110,7 +121,7 @@ impl Api {
         if request.validate_only {
             return Ok(Applied::Planned(Box::new(planned(stored, change))));
         }
-        change.events = events(stored, &change)?;
+        change.events = events(stored, &change, back_to)?;
         let after = change.spec.as_ref().map(|(spec, _)| StoredPipe {
             spec: spec.clone(),
             ..stored.clone()
@@ -154,16 +165,23 @@ fn planned(stored: &StoredPipe, change: PipeChange) -> StoredPipe {
 }
 
 /// What to tell of a change.
-fn events(stored: &StoredPipe, change: &PipeChange) -> Result<Vec<NewEvent>, ApiError> {
+fn events(stored: &StoredPipe, change: &PipeChange, back_to: Option<Revision>) -> Result<Vec<NewEvent>, ApiError> {
     let mut events = Vec::new();
     if let Some((spec, _)) = &change.spec {
         let fields = mask::changed(&output::specification(&stored.spec), &output::specification(spec))?;
         let fields = fields.join(",");
-        let event = NewEvent::new(kind::PIPE_UPDATED, Severity::Info, format!("changed: {fields}"))
+        let message = match back_to {
+            None => format!("changed: {fields}"),
+            Some(revision) => format!("back to revision {revision}; changed: {fields}"),
+        };
+        let event = NewEvent::new(kind::PIPE_UPDATED, Severity::Info, message)
             .by(USER)
             .with("fields", &fields)
             .with("revision", stored.revision.next());
-        events.push(event);
+        events.push(match back_to {
+            None => event,
+            Some(revision) => event.with("back_to", revision),
+        });
     }
     let desired = change.desired.map(|desired| match desired {
         DesiredState::Running => (kind::PIPE_STARTED, "the pipe is to run"),

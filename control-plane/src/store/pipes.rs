@@ -12,7 +12,7 @@ use sea_orm::{
 };
 
 use super::{
-    Damaged, Effective, Error, NewPipe, PipeChange, Store, StoredFault, StoredPipe, Totals,
+    Damaged, Effective, Error, NewPipe, PipeChange, Store, StoredFault, StoredPipe, StoredRevision, Totals,
     convert::{from_json, from_millis, from_number, from_text, to_json, to_number},
     entity::{batch, committed, credential, credential_use, event, pipe, revision, shard, slice, totals},
     events::append,
@@ -23,6 +23,9 @@ use crate::{
     events::{NewEvent, SYSTEM, Severity, kind},
     protocol,
 };
+
+/// Revisions that are kept of a pipe, the current one among them.
+pub const MAX_REVISIONS: u64 = 100;
 
 impl Store {
     /// Stores a pipe with its first revision and its shards.
@@ -178,6 +181,7 @@ impl Store {
             if let Some((spec, resolved)) = spec {
                 let next = Revision(from_number("pipes.revision", row.revision)?).next();
                 insert_revision(&transaction, &id, next, spec, resolved, now).await?;
+                forget_revisions(&transaction, &id, next).await?;
                 update = update.col_expr(
                     pipe::Column::Revision,
                     Expr::value(to_number("pipes.revision", next.0)?),
@@ -321,7 +325,34 @@ impl Store {
         })
     }
 
-    /// A revision of a pipe. Old ones are kept as long as a batch may have been made with them.
+    /// Revisions of a pipe, newest first, at most `limit`, those before `before`.
+    ///
+    /// # Errors
+    /// The database's, and [`Error::Corrupt`] if one cannot be read.
+    pub async fn list_revisions(
+        &self,
+        uid: PipeUid,
+        before: Option<Revision>,
+        limit: u32,
+    ) -> Result<Vec<StoredRevision>, Error> {
+        let mut select = revision::Entity::find().filter(revision::Column::PipeUid.eq(uid.to_string()));
+        if let Some(before) = before {
+            let before = to_number("pipe_revisions.revision", before.0)?;
+            select = select.filter(revision::Column::Revision.lt(before));
+        }
+        let select = select.order_by_desc(revision::Column::Revision).limit(u64::from(limit));
+        let rows = select.all(&self.inner.read).await?;
+        let parse = |row: revision::Model| {
+            Ok(StoredRevision {
+                revision: Revision(from_number("pipe_revisions.revision", row.revision)?),
+                spec: from_json("pipe_revisions.spec", &row.spec)?,
+                created: from_millis("pipe_revisions.created_millis", row.created_millis)?,
+            })
+        };
+        rows.into_iter().map(parse).collect()
+    }
+
+    /// A revision of a pipe. Of old ones, [`MAX_REVISIONS`] are kept, and as long as it is open those that a batch was made with.
     ///
     /// # Errors
     /// The database's.
@@ -472,6 +503,37 @@ pub(super) async fn insert_revision(
             .exec_without_returning(transaction)
             .await?;
     }
+    Ok(())
+}
+
+/// Deletes the revisions that are too old to keep, but for those that open batches were made with. A worker that makes a batch with
+/// one at that moment is refused, as it is after the deletion: it takes the current one then.
+async fn forget_revisions(transaction: &DatabaseTransaction, uid: &str, current: Revision) -> Result<(), Error> {
+    let Some(last) = current.0.checked_sub(MAX_REVISIONS).filter(|last| *last > 0) else {
+        return Ok(());
+    };
+    let last = to_number("pipe_revisions.revision", last)?;
+    let open: Vec<i64> = batch::Entity::find()
+        .select_only()
+        .column(batch::Column::Revision)
+        .filter(batch::Column::PipeUid.eq(uid))
+        .filter(batch::Column::Revision.lte(last))
+        .distinct()
+        .into_tuple()
+        .all(transaction)
+        .await?;
+    credential_use::Entity::delete_many()
+        .filter(credential_use::Column::PipeUid.eq(uid))
+        .filter(credential_use::Column::Revision.lte(last))
+        .filter(credential_use::Column::Revision.is_not_in(open.iter().copied()))
+        .exec(transaction)
+        .await?;
+    revision::Entity::delete_many()
+        .filter(revision::Column::PipeUid.eq(uid))
+        .filter(revision::Column::Revision.lte(last))
+        .filter(revision::Column::Revision.is_not_in(open))
+        .exec(transaction)
+        .await?;
     Ok(())
 }
 

@@ -78,6 +78,17 @@ pub struct StoredPipe {
     pub updated: Timestamp,
 }
 
+/// A specification that a pipe has, or had.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoredRevision {
+    /// Which one.
+    pub revision: Revision,
+    /// What the user asked for.
+    pub spec: PipeSpec,
+    /// When it became the pipe's.
+    pub created: Timestamp,
+}
+
 /// What is promised in effect, given the destination's engine and settings.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Effective {

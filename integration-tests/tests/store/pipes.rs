@@ -1,8 +1,10 @@
 //! Pipes, their revisions and their etags.
 
 use millrace_common::ids::{PipeName, PipeUid, ProjectName, Revision};
-use millrace_common::pipe::{Delivery, DesiredState};
-use millrace_control_plane::store::{Effective, Error, PipeChange, ShardPhase, StoredFault, Totals};
+use millrace_common::pipe::{Delivery, DesiredState, PipeSpec};
+use millrace_control_plane::store::{
+    Effective, Error, MAX_REVISIONS, PipeChange, ShardPhase, StoredFault, StoredRevision, Totals,
+};
 
 use crate::bed::{Database, batch, credentials, grant, new_pipe, pipe, resolved, shard, slice, spec, worker};
 use millrace_common::position::Position;
@@ -236,4 +238,43 @@ pub(crate) async fn a_deleted_pipe_is_gone(database: Database) {
         store.shards(again.uid).await.unwrap()[0].checkpoint,
         Position::TrimHorizon
     );
+}
+
+pub(crate) async fn old_revisions_go_but_for_those_of_open_batches(database: Database) {
+    let store = &database.store;
+    let pipe = pipe(store, 1).await;
+    let me = worker("w1");
+    let held = grant(store, pipe.uid, &[shard(0)], &me).await;
+    let renamed = |number: u64| PipeChange {
+        spec: Some((
+            PipeSpec {
+                display_name: format!("name {number}"),
+                ..spec("events")
+            },
+            resolved("a"),
+        )),
+        ..PipeChange::default()
+    };
+    store.update_pipe(pipe.uid, None, renamed(2)).await.unwrap();
+    let mut open = batch(vec![slice(&shard(0), Position::TrimHorizon, 5)], 5);
+    open.revision = Revision(2);
+    store.prepare(pipe.uid, &me, &open, &held).await.unwrap();
+    for number in 3..=MAX_REVISIONS + 10 {
+        store.update_pipe(pipe.uid, None, renamed(number)).await.unwrap();
+    }
+    let kept = |revisions: &[StoredRevision]| revisions.iter().map(|revision| revision.revision.0).collect::<Vec<_>>();
+    let all = store.list_revisions(pipe.uid, None, 500).await.unwrap();
+    let mut expected: Vec<u64> = (11..=MAX_REVISIONS + 10).rev().collect();
+    expected.push(2);
+    assert_eq!(kept(&all), expected);
+    assert_eq!(all[0].spec.display_name, format!("name {}", MAX_REVISIONS + 10));
+    let page = store.list_revisions(pipe.uid, Some(Revision(14)), 2).await.unwrap();
+    assert_eq!(kept(&page), [13, 12]);
+
+    store.commit(pipe.uid, &me, open.id, &held).await.unwrap();
+    store.update_pipe(pipe.uid, None, renamed(0)).await.unwrap();
+    let all = store.list_revisions(pipe.uid, None, 500).await.unwrap();
+    assert_eq!(kept(&all).last(), Some(&12));
+    assert_eq!(all.len() as u64, MAX_REVISIONS);
+    assert_eq!(store.list_revisions(PipeUid::new(), None, 500).await.unwrap(), []);
 }

@@ -1,8 +1,9 @@
 //! The commands that look before there is a pipe: streams, types, tables, previews.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, str::FromStr};
 
 use clap::{Args, Subcommand};
+use jiff::Timestamp;
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Stream {
@@ -55,7 +56,7 @@ pub(crate) enum Table {
 }
 
 /// Where streams are, and as whom to look at them.
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 pub(crate) struct Aws {
     /// AWS region.
     #[arg(
@@ -70,7 +71,13 @@ pub(crate) struct Aws {
     #[arg(long, default_value = "", hide_default_value = true, value_name = "CREDENTIAL")]
     pub(crate) credential: String,
     /// Endpoint of Kinesis to use instead of the region's own.
-    #[arg(long, default_value = "", hide_default_value = true, value_name = "URL")]
+    #[arg(
+        long,
+        env = "MILLRACE_KINESIS_ENDPOINT",
+        default_value = "",
+        hide_default_value = true,
+        value_name = "URL"
+    )]
     pub(crate) kinesis_endpoint: String,
 }
 
@@ -96,7 +103,7 @@ pub(crate) struct Subject {
 }
 
 /// Which records of a stream to look at.
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 pub(crate) struct Sampling {
     /// `latest`, `trim-horizon`, or a time such as 2026-11-22T12:00:00Z.
     #[arg(long, default_value = "latest", value_name = "PLACE")]
@@ -134,4 +141,72 @@ pub(crate) struct Preview {
     pub(crate) records: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) sampling: Sampling,
+}
+
+/// A stream and a table, for the file of a pipe.
+#[derive(Debug, Args)]
+pub(crate) struct Draft {
+    /// Id of the pipe.
+    pub(crate) pipe: String,
+    /// Name or ARN of the stream.
+    #[arg(long, value_name = "STREAM")]
+    pub(crate) stream: String,
+    #[command(flatten)]
+    pub(crate) aws: Aws,
+    #[command(flatten)]
+    pub(crate) server: Server,
+    /// Database of the table.
+    #[arg(long, default_value = "default", value_name = "NAME")]
+    pub(crate) database: String,
+    /// The table: one that exists, or that is to be made. Without it: the id of the pipe.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) table: Option<String>,
+    /// Where the pipe is to begin: `trim-horizon`, `latest`, or a time such as 2026-11-22T12:00:00Z.
+    #[arg(long, default_value = "trim-horizon", value_name = "PLACE")]
+    pub(crate) start: Start,
+    /// What documents are wrapped in: cloudwatch_logs, eventbridge, sns or dynamodb_stream.
+    #[arg(long, value_name = "ENVELOPE")]
+    pub(crate) envelope: Option<String>,
+    #[command(flatten)]
+    pub(crate) sampling: Sampling,
+}
+
+impl Draft {
+    /// The records to take columns from.
+    pub(crate) fn subject(&self) -> Subject {
+        Subject {
+            stream: Some(self.stream.clone()),
+            aws: self.aws.clone(),
+            pipe: None,
+            file: None,
+            envelope: self.envelope.clone(),
+            sampling: self.sampling.clone(),
+        }
+    }
+}
+
+/// Where a pipe begins.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Start {
+    /// At the oldest record.
+    TrimHorizon,
+    /// After the newest record.
+    Latest,
+    /// At this time, as it was given.
+    At(String),
+}
+
+impl FromStr for Start {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.to_ascii_lowercase().replace('_', "-").as_str() {
+            "trim-horizon" => Ok(Self::TrimHorizon),
+            "latest" => Ok(Self::Latest),
+            _ => match text.parse::<Timestamp>() {
+                Ok(_) => Ok(Self::At(text.to_owned())),
+                Err(_) => Err("give trim-horizon, latest, or a time such as 2026-11-22T12:00:00Z".to_owned()),
+            },
+        }
+    }
 }

@@ -1,0 +1,14 @@
+//! The command line, as people and scripts use it: the program itself, against `millrace standalone`, a real ClickHouse engine and the
+//! Kinesis emulator.
+
+#![allow(
+    clippy::print_stderr,
+    reason = "what commands print is what a failing test is read by"
+)]
+
+mod cli {
+    mod bed;
+    mod files;
+    mod transcript;
+    mod wizard;
+}
