@@ -3,7 +3,7 @@
 //!
 //! Every wait is bounded. An answer counts only when it was read to its end: its status line proves nothing.
 
-use std::{error::Error as StdError, fmt, sync::Arc, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, Uri, header};
