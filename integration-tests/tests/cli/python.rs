@@ -47,6 +47,7 @@ async fn a_client_generated_for_python_drives_every_rpc() -> anyhow::Result<()> 
     let described = serde_json::json!({
         "millrace": bed.address(),
         "kinesis": bed.kinesis.endpoint_url(),
+        "stream_arn": bed.kinesis.stream_arn("orders")?,
         "clickhouse": bed.clickhouse.http_url(),
         "user": bed.clickhouse.user(),
         "password": bed.clickhouse.password(),

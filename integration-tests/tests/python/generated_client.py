@@ -72,8 +72,7 @@ def reason(call):
 
 def source():
     return pipe_pb2.KinesisSource(
-        stream_name="orders",
-        region="us-east-1",
+        stream_arn=BED["stream_arn"],
         iterator_type=pipe_pb2.ITERATOR_TYPE_TRIM_HORIZON,
         credential=AWS,
         endpoint=BED["kinesis"],
