@@ -1,7 +1,7 @@
 # Millrace: everything a developer types. Each target installs what it needs (deploy/dev/tools.sh) and needs no root.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint fmt bench chaos fuzz clean-tools tools-demo tools-test fmt-check shell proto clippy build unit
+.PHONY: help demo test publish-proto lint fmt bench chaos fuzz clean-tools tools-demo tools-test fmt-check shell proto clippy build unit
 
 # Outside the clone, so that several clones and a fresh one share what is built.
 export CARGO_TARGET_DIR ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/millrace/target
@@ -78,8 +78,18 @@ shell:
 		$(STEP) 'Shell scripts' $(TOOLS) run shellcheck $(SCRIPTS); \
 	else echo '--- Shell scripts: skipped, no shellcheck here'; fi
 
+# What was published once keeps working: proto/published.binpb is all of it, and whoever adds to the protocol adds to that.
+PUBLISHED := proto/published.binpb
+
 proto:
 	@$(STEP) 'Protocol (buf lint)' $(TOOLS) run buf lint proto
+	@$(STEP) 'Protocol (buf breaking)' $(TOOLS) run buf breaking proto --against $(PUBLISHED)
+	@$(TOOLS) run buf build proto --exclude-source-info -o - | cmp -s - $(PUBLISHED) || \
+		{ echo '$(PUBLISHED) does not have all of the protocol: run `make publish-proto`, and commit it' >&2; exit 1; }
+
+publish-proto: tools-test ## Take additions to the protocol into what must not break any more
+	@$(STEP) 'Protocol (buf breaking)' $(TOOLS) run buf breaking proto --against $(PUBLISHED)
+	@$(TOOLS) run buf build proto --exclude-source-info -o $(PUBLISHED)
 
 # The fuzz target is a workspace of its own: what the decoder takes in has to be in its lock file as well.
 clippy:

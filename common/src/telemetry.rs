@@ -4,6 +4,8 @@
 //! Invariant: whatever the filter asks for, nothing below `info` is logged but by Millrace itself. The AWS SDK, HTTP and database clients
 //! log requests and answers there: records, keys and session tokens. Millrace logs none of those at any level.
 
+use std::io::IsTerminal as _;
+
 use clap::{Args, ValueEnum};
 use tracing::{Level, Metadata, Subscriber};
 use tracing_subscriber::{
@@ -63,7 +65,13 @@ where
         .with(EnvFilter::try_new(&options.log_level)?)
         .with(filter_fn(is_harmless));
     Ok(match options.log_format {
-        Format::Text => Box::new(registry.with(fmt::layer().with_writer(writer).with_target(true))),
+        Format::Text => {
+            // Codes of colours in a file are noise.
+            let layer = fmt::layer().with_writer(writer).with_target(true);
+            let colours =
+                std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|set| set.is_empty());
+            Box::new(registry.with(layer.with_ansi(colours)))
+        }
         Format::Json => Box::new(registry.with(fmt::layer().json().with_writer(writer))),
     })
 }

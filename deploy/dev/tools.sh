@@ -3,7 +3,7 @@
 # package manager of the system's; asks nothing; does nothing, at once, when everything is there.
 #
 #   tools.sh demo          what `make demo` needs: a ClickHouse engine
-#   tools.sh test          what `make test` needs: that, PostgreSQL, buf, a Kinesis emulator that is not ours, boto3
+#   tools.sh test          what `make test` needs: that, PostgreSQL, buf, a Kinesis emulator that is not ours, boto3, grpcio-tools
 #   tools.sh dir           prints the directory
 #   tools.sh run NAME …    runs an installed program (buf, python3, shellcheck)
 #   tools.sh clean         removes the directory
@@ -184,7 +184,7 @@ install() { # PROFILE
         engine) what='ClickHouse (130 MB)' ;;
         postgres) what='PostgreSQL' ;;
         npm) what='buf and kinesis-local' ;;
-        python) what='boto3' ;;
+        python) what='boto3 and grpcio-tools' ;;
         esac
         say "installing $what into $tools/$part"
         case $part in

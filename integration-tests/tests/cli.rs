@@ -1,5 +1,5 @@
 //! The command line, as people and scripts use it: the program itself, against `millrace standalone`, a real ClickHouse engine and the
-//! Kinesis emulator.
+//! Kinesis emulator. A client in another language is driven against the same.
 
 #![allow(
     clippy::print_stderr,
@@ -9,6 +9,7 @@
 mod cli {
     mod bed;
     mod files;
+    mod python;
     mod transcript;
     mod wizard;
 }

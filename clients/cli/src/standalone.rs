@@ -4,7 +4,7 @@
 use std::{net::SocketAddr, path::PathBuf, sync::Arc};
 
 use clap::Args;
-use millrace_common::{aws, crypto::Sealer, ids::WorkerId, shutdown, telemetry};
+use millrace_common::{aws, crypto::Sealer, error::chain, ids::WorkerId, shutdown, telemetry};
 use millrace_control_plane::{app as control_plane, config::read_key};
 use millrace_data_plane::{app as worker, lane};
 use tokio_util::sync::CancellationToken;
@@ -83,12 +83,6 @@ pub(crate) async fn run(options: Options) -> Result<(), Error> {
 }
 
 /// An error with its causes, on one line.
-fn failed(error: &dyn std::error::Error) -> Error {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(&format!(": {cause}"));
-        source = cause.source();
-    }
-    Error::Local(text)
+fn failed(error: &(dyn std::error::Error + 'static)) -> Error {
+    Error::Local(chain(error))
 }

@@ -21,12 +21,12 @@ use aws_credential_types::{
 };
 use aws_sdk_sts::{
     config::http::HttpResponse,
-    error::{DisplayErrorContext, ProvideErrorMetadata, SdkError},
+    error::{ProvideErrorMetadata, SdkError},
 };
 use futures::future::BoxFuture;
 use tokio::{sync::Mutex, time::Instant};
 
-use crate::reason;
+use crate::{error::chain, reason};
 
 /// A session is renewed when this much of its life is over.
 const RENEW_PERCENT: u32 = 80;
@@ -143,7 +143,7 @@ impl IdentityError {
                 }
             }
             _ => IdentityError::Unavailable {
-                message: shown(DisplayErrorContext(error).to_string()),
+                message: shown(chain(error)),
             },
         }
     }
@@ -363,17 +363,13 @@ impl Identity {
             let (credentials, life) = match &self.0.origin {
                 Origin::Fixed(credentials) => (credentials.clone(), AMBIENT_LIFE),
                 Origin::Refused => return Err(IdentityError::AmbientNotAllowed),
-                Origin::Ambient(chain) => {
-                    let credentials = chain.provide_credentials().await.map_err(|error| match error {
+                Origin::Ambient(provider) => {
+                    let credentials = provider.provide_credentials().await.map_err(|error| match error {
                         CredentialsError::ProviderTimedOut(_) => IdentityError::Unavailable {
                             message: "the process's own identity was not given in time".to_owned(),
                         },
                         error => IdentityError::NoAmbient {
-                            message: DisplayErrorContext(error)
-                                .to_string()
-                                .chars()
-                                .take(SHOWN_CHARS)
-                                .collect(),
+                            message: chain(&error).chars().take(SHOWN_CHARS).collect(),
                         },
                     })?;
                     let life = credentials

@@ -44,6 +44,7 @@ impl Bed {
         let standalone = Spawn::new(cluster::program("millrace")?)
             .args(["standalone", "--listen", &listen])
             .env("MILLRACE_DATA_DIR", directory.path().join("data"))
+            .env("MILLRACE_STS_ENDPOINT", kinesis.endpoint_url())
             .log(directory.path().join("standalone.log"))
             .spawn()?;
         let bed = Self {
@@ -133,6 +134,11 @@ impl Bed {
     /// What Millrace logged.
     pub(crate) fn log(&self) -> String {
         std::fs::read_to_string(self.directory.path().join("standalone.log")).unwrap_or_default()
+    }
+
+    /// Host and port.
+    pub(crate) fn address(&self) -> &str {
+        self.endpoint.trim_start_matches("http://")
     }
 
     /// Ends Millrace in order.

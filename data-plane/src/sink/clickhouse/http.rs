@@ -3,7 +3,7 @@
 //!
 //! Every wait is bounded. An answer counts only when it was read to its end: its status line proves nothing.
 
-use std::{error::Error as StdError, fmt, sync::Arc, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, Uri, header};
@@ -14,6 +14,7 @@ use hyper_util::{
     client::legacy::{Client, connect::HttpConnector},
     rt::{TokioExecutor, TokioTimer},
 };
+use millrace_common::error::chain;
 use rustls::{ClientConfig, RootCertStore};
 
 /// Time to connect, without TLS.
@@ -166,19 +167,4 @@ async fn read(mut body: Incoming) -> Result<Vec<u8>, NoAnswer> {
         }
     }
     Ok(kept)
-}
-
-/// An error and its causes, without what they repeat.
-fn chain(error: &(dyn StdError + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        let cause_text = cause.to_string();
-        if !text.contains(&cause_text) {
-            text.push_str(": ");
-            text.push_str(&cause_text);
-        }
-        next = cause.source();
-    }
-    text
 }

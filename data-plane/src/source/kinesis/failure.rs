@@ -8,6 +8,7 @@ use aws_sdk_kinesis::{
 };
 use millrace_common::{
     aws::{identity_error, policy},
+    error::chain,
     reason,
 };
 
@@ -152,15 +153,13 @@ impl Failure {
                 } else {
                     by_code(None, status)
                 };
-                (kind, format!("HTTP {status}: {}", DisplayErrorContext(error)))
+                (kind, format!("HTTP {status}: {}", chain(error)))
             }
             SdkError::TimeoutError(_) => (Kind::Transient, "no answer in time".to_owned()),
-            SdkError::ConstructionFailure(_) if !is_credential(error) => {
-                (Kind::Refused, DisplayErrorContext(error).to_string())
-            }
+            SdkError::ConstructionFailure(_) if !is_credential(error) => (Kind::Refused, chain(error)),
             // Dispatch failures, and whatever the SDK adds: the request did not get an answer.
-            _ if is_credential(error) => (Kind::Credential, DisplayErrorContext(error).to_string()),
-            _ => (Kind::Transient, DisplayErrorContext(error).to_string()),
+            _ if is_credential(error) => (Kind::Credential, chain(error)),
+            _ => (Kind::Transient, chain(error)),
         };
         Self {
             call,

@@ -20,13 +20,14 @@ mod turns;
 use std::time::Duration;
 
 use aws_sdk_kinesis::{
-    error::{DisplayErrorContext, SdkError},
+    error::SdkError,
     types::{
         ShardIteratorType, StartingPosition, SubscribeToShardEvent, SubscribeToShardEventStream as Event,
         error::SubscribeToShardEventStreamError as StreamError,
     },
 };
 use millrace_common::{
+    error::chain,
     ids::{SequenceNumber, ShardId},
     position::Position,
 };
@@ -360,8 +361,8 @@ impl FanOut {
     fn broke(&mut self, error: &SdkError<StreamError, aws_smithy_types::event_stream::RawMessage>) -> Outcome {
         let (kind, message) = match error {
             SdkError::ServiceError(service) => (kind_of(service.err()), describe_sdk(service.err())),
-            SdkError::ResponseError(_) => (Kind::Malformed, DisplayErrorContext(error).to_string()),
-            _ => (Kind::Transient, DisplayErrorContext(error).to_string()),
+            SdkError::ResponseError(_) => (Kind::Malformed, chain(error)),
+            _ => (Kind::Transient, chain(error)),
         };
         self.ended(match kind {
             Kind::InUse => End::TakenOver,
