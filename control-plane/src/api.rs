@@ -20,6 +20,7 @@ mod positions;
 mod preflight;
 mod revisions;
 mod states;
+mod tokens;
 mod update;
 mod view;
 mod watch;
@@ -30,6 +31,7 @@ use millrace_common::{clock::Clock, crypto::Sealer, ids::ProjectName};
 use millrace_proto::api::v1::{
     access_service_server::AccessServiceServer, credential_service_server::CredentialServiceServer,
     discovery_service_server::DiscoveryServiceServer, pipe_service_server::PipeServiceServer,
+    token_service_server::TokenServiceServer,
 };
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
@@ -117,6 +119,12 @@ impl Api {
     #[must_use]
     pub fn discovery(&self) -> DiscoveryServiceServer<Api> {
         DiscoveryServiceServer::new(self.clone()).max_decoding_message_size(millrace_common::grpc::MAX_MESSAGE_BYTES)
+    }
+
+    /// The token service.
+    #[must_use]
+    pub fn tokens(&self) -> TokenServiceServer<Api> {
+        TokenServiceServer::new(self.clone()).max_decoding_message_size(millrace_common::grpc::MAX_MESSAGE_BYTES)
     }
 
     /// The credential service.

@@ -17,6 +17,7 @@ mod pipe;
 mod reset;
 mod revisions;
 mod standalone;
+mod token;
 mod wait;
 mod watch;
 mod wizard;
@@ -53,6 +54,7 @@ async fn run(cli: Cli) -> Result<ExitCode, exit::Error> {
         Command::Pipe(command) => pipe::run(&cli.connection, command).await,
         Command::Access(command) => access::run(&cli.connection, command).await,
         Command::Credential(command) => credential::run(&cli.connection, command).await,
+        Command::Token(command) => token::run(&cli.connection, command).await,
         Command::Stream(command) => discovery::stream(&cli.connection, command).await,
         Command::Schema(command) => discovery::schema(&cli.connection, command).await,
         Command::Table(command) => discovery::table(&cli.connection, command).await,
