@@ -4,11 +4,12 @@ use std::{env, fs, path::PathBuf};
 
 use prost::Message as _;
 
-const FILES: [&str; 5] = [
+const FILES: [&str; 6] = [
     "millrace/api/v1/access.proto",
     "millrace/api/v1/credential.proto",
     "millrace/api/v1/discovery.proto",
     "millrace/api/v1/pipe.proto",
+    "millrace/api/v1/rejected.proto",
     "millrace/worker/v1/worker.proto",
 ];
 

@@ -214,9 +214,15 @@ impl Parts {
         let (health, health_service) = tonic_health::server::health_reporter();
         let pipes = api.pipes();
         let credentials = api.credentials();
-        let (access, finding) = (api.access(), api.discovery());
-        set_serving(&health, &pipes, &credentials, &access).await;
-        set_serving(&health, &finding, &finding, &finding).await;
+        let (access, finding, rejected) = (api.access(), api.discovery(), api.rejected_records());
+        let services = [
+            name_of(&pipes),
+            name_of(&credentials),
+            name_of(&access),
+            name_of(&finding),
+            name_of(&rejected),
+        ];
+        set_serving(&health, &services).await;
         let duty = duty::Duty {
             store: store.clone(),
             coordinator,
@@ -242,6 +248,7 @@ impl Parts {
             .add_service(credentials)
             .add_service(access)
             .add_service(finding)
+            .add_service(rejected)
             .add_service(workers)
             .serve_with_incoming_shutdown(TcpListenerStream::new(listener), async move {
                 stop.cancelled().await;
@@ -297,14 +304,16 @@ impl Parts {
     }
 }
 
+/// Name of a service, as health is asked for.
+fn name_of<S: tonic::server::NamedService>(_service: &S) -> &'static str {
+    S::NAME
+}
+
 /// Health of each service that users call; that of the workers' service depends on who leads.
-async fn set_serving<P, C, A>(health: &tonic_health::server::HealthReporter, _pipes: &P, _credentials: &C, _access: &A)
-where
-    P: tonic::server::NamedService,
-    C: tonic::server::NamedService,
-    A: tonic::server::NamedService,
-{
-    health.set_serving::<P>().await;
-    health.set_serving::<C>().await;
-    health.set_serving::<A>().await;
+async fn set_serving(health: &tonic_health::server::HealthReporter, services: &[&str]) {
+    for service in services {
+        health
+            .set_service_status(service, tonic_health::ServingStatus::Serving)
+            .await;
+    }
 }
