@@ -9,6 +9,7 @@ mod api {
     mod events;
     mod inference;
     mod life;
+    mod rejected;
     mod tables;
     mod trouble;
     mod watching;
