@@ -4,11 +4,12 @@ use std::{env, fs, path::PathBuf};
 
 use prost::Message as _;
 
-const FILES: [&str; 6] = [
+const FILES: [&str; 7] = [
     "millrace/api/v1/access.proto",
     "millrace/api/v1/credential.proto",
     "millrace/api/v1/discovery.proto",
     "millrace/api/v1/pipe.proto",
+    "millrace/api/v1/rejected.proto",
     "millrace/api/v1/token.proto",
     "millrace/worker/v1/worker.proto",
 ];

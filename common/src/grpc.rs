@@ -172,7 +172,8 @@ impl AccessOptions {
     pub fn access(&self) -> Result<Access, String> {
         let variable = std::env::var(TOKEN_VARIABLE).ok().filter(|token| !token.is_empty());
         let (token, origin) = match (&self.token_file, variable) {
-            (Some(file), _) => (Some(read("--token-file", file)?), "--token-file"),
+            (Some(_), Some(_)) => return Err(format!("give --token-file or {TOKEN_VARIABLE}, not both")),
+            (Some(file), None) => (Some(read("--token-file", file)?), "--token-file"),
             (None, token) => (token, TOKEN_VARIABLE),
         };
         let bearer = token.map(|token| Bearer::new(&token)).transpose();

@@ -244,12 +244,16 @@ impl Parts {
         let (health, health_service) = tonic_health::server::health_reporter();
         let pipes = api.pipes();
         let credentials = api.credentials();
-        let (access, finding, tokens) = (api.access(), api.discovery(), api.tokens());
-        set_serving(&health, &pipes).await;
-        set_serving(&health, &credentials).await;
-        set_serving(&health, &access).await;
-        set_serving(&health, &finding).await;
-        set_serving(&health, &tokens).await;
+        let (access, finding, tokens, rejected) = (api.access(), api.discovery(), api.tokens(), api.rejected_records());
+        let services = [
+            name_of(&pipes),
+            name_of(&credentials),
+            name_of(&access),
+            name_of(&finding),
+            name_of(&rejected),
+            name_of(&tokens),
+        ];
+        set_serving(&health, &services).await;
         let guard = Guard::new(options.auth.clone(), store.clone(), options.clock.clone());
         let duty = duty::Duty {
             store: store.clone(),
@@ -278,6 +282,7 @@ impl Parts {
             .add_service(access)
             .add_service(finding)
             .add_service(tokens)
+            .add_service(rejected)
             .add_service(workers)
             .serve_with_incoming_shutdown(TcpListenerStream::new(listener), async move {
                 stop.cancelled().await;
@@ -333,7 +338,16 @@ impl Parts {
     }
 }
 
-/// A service that users call is there; that of the workers depends on who leads.
-async fn set_serving<S: tonic::server::NamedService>(health: &tonic_health::server::HealthReporter, _service: &S) {
-    health.set_serving::<S>().await;
+/// Name of a service, as health is asked for.
+fn name_of<S: tonic::server::NamedService>(_service: &S) -> &'static str {
+    S::NAME
+}
+
+/// Health of each service that users call; that of the workers' service depends on who leads.
+async fn set_serving(health: &tonic_health::server::HealthReporter, services: &[&str]) {
+    for service in services {
+        health
+            .set_service_status(service, tonic_health::ServingStatus::Serving)
+            .await;
+    }
 }

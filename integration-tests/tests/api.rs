@@ -10,6 +10,7 @@ mod api {
     mod events;
     mod inference;
     mod life;
+    mod rejected;
     mod revisions;
     mod tables;
     mod trouble;

@@ -1,6 +1,7 @@
 //! The commands and their options.
 
 pub(crate) mod discovery;
+pub(crate) mod rejected;
 
 use std::{path::PathBuf, time::Duration};
 
@@ -112,6 +113,9 @@ pub(crate) enum Command {
         #[arg(value_enum)]
         shell: clap_complete::Shell,
     },
+    /// Look at what a pipe could not map.
+    #[command(subcommand)]
+    Rejected(rejected::Rejected),
     /// Run both planes in this process, on SQLite: all of Millrace for a single machine.
     Standalone(Box<standalone::Options>),
 }

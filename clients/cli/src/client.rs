@@ -4,7 +4,7 @@ use millrace_common::grpc::Link;
 use millrace_proto::api::v1::{
     access_service_client::AccessServiceClient, credential_service_client::CredentialServiceClient,
     discovery_service_client::DiscoveryServiceClient, pipe_service_client::PipeServiceClient,
-    token_service_client::TokenServiceClient,
+    rejected_record_service_client::RejectedRecordServiceClient, token_service_client::TokenServiceClient,
 };
 use tonic::Status;
 
@@ -38,6 +38,11 @@ pub(crate) fn discovery(connection: &Connection) -> Result<DiscoveryServiceClien
 /// Client of the token service.
 pub(crate) fn tokens(connection: &Connection) -> Result<TokenServiceClient<Link>, Error> {
     channel(connection).map(TokenServiceClient::new)
+}
+
+/// Client of the service of rejected records.
+pub(crate) fn rejected_records(connection: &Connection) -> Result<RejectedRecordServiceClient<Link>, Error> {
+    channel(connection).map(RejectedRecordServiceClient::new)
 }
 
 /// Client of the credential service.

@@ -14,6 +14,7 @@ mod list;
 mod manifest;
 mod output;
 mod pipe;
+mod rejected;
 mod reset;
 mod revisions;
 mod standalone;
@@ -64,6 +65,7 @@ async fn run(cli: Cli) -> Result<ExitCode, exit::Error> {
             return Ok(ExitCode::from(u8::from(differs)));
         }
         Command::Completion { shell } => args::complete(shell),
+        Command::Rejected(command) => rejected::run(&cli.connection, command).await,
         Command::Standalone(options) => standalone::run(*options).await,
     }?;
     Ok(ExitCode::SUCCESS)

@@ -77,10 +77,10 @@ impl Guard {
     }
 
     /// Who calls, if they may call this.
-    async fn admit(&self, path: &str, headers: &HeaderMap) -> Result<(Caller, Need), ApiError> {
+    async fn admit(&self, path: &str, headers: &HeaderMap) -> Result<(Caller, Need), Refused> {
         let Some(need) = permission::needed(path) else {
             let message = format!("there is no method {} that anybody may call", clean(path));
-            return Err(ApiError::new(Code::Unimplemented, METHOD_NOT_FOUND, message));
+            return Err(ApiError::new(Code::Unimplemented, METHOD_NOT_FOUND, message).into());
         };
         let Some(role) = need.role else {
             let caller = Caller {
@@ -106,9 +106,13 @@ impl Guard {
                 role.as_str(),
                 caller.role.as_str()
             );
-            return Err(ApiError::new(Code::PermissionDenied, PERMISSION_DENIED, message)
+            let error = ApiError::new(Code::PermissionDenied, PERMISSION_DENIED, message)
                 .with_metadata("needed_role", role.as_str())
-                .with_metadata("role", caller.role.as_str()));
+                .with_metadata("role", caller.role.as_str());
+            return Err(Refused {
+                actor: caller.actor,
+                error,
+            });
         }
         Ok((caller, need))
     }
@@ -146,10 +150,27 @@ impl Guard {
         if let Some(expires) = stored.expires.filter(|expires| *expires <= now) {
             return Err(unauthenticated(&format!("the token has ended at {expires}")));
         }
+        self.note_use(stored.clone()).await;
         Ok(Caller {
-            actor: format!("token/{}", stored.display_name),
+            // Names need not differ.
+            actor: format!("token/{} ({})", stored.id, stored.display_name),
             role: stored.role,
         })
+    }
+
+    /// Notes that a token is used; only of one that is good, and no call fails for it.
+    async fn note_use(&self, mut token: StoredToken) {
+        if let Err(error) = self.store.note_token_use(&token).await {
+            tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                token = token.id,
+                "the use of a token cannot be noted"
+            );
+        }
+        token.used = Some(self.clock.now());
+        if let Some((_, Some(remembered))) = self.remembered.lock().get_mut(&token.id) {
+            remembered.used = token.used;
+        }
     }
 
     /// What is stored of a token, as of a few seconds ago.
@@ -160,7 +181,7 @@ impl Guard {
         {
             return Ok(stored.clone());
         }
-        let stored = self.store.use_token(id).await.map_err(|error| {
+        let stored = self.store.get_token(id).await.map_err(|error| {
             tracing::warn!(error = &error as &dyn std::error::Error, "a token cannot be looked up");
             ApiError::unavailable(STORE_UNAVAILABLE, "the database is not available: try again")
         })?;
@@ -173,6 +194,22 @@ impl Guard {
         }
         remembered.insert(id.to_owned(), (now, stored.clone()));
         Ok(stored)
+    }
+}
+
+/// Why a call is not let through.
+struct Refused {
+    /// Who made it, if that is known.
+    actor: String,
+    error: ApiError,
+}
+
+impl From<ApiError> for Refused {
+    fn from(error: ApiError) -> Self {
+        Self {
+            actor: String::new(),
+            error,
+        }
     }
 }
 
@@ -242,8 +279,8 @@ where
                     }
                     response
                 }
-                Err(error) => {
-                    audit(guard.clock.now(), "", &path, &peer, error.code);
+                Err(Refused { actor, error }) => {
+                    audit(guard.clock.now(), &actor, &path, &peer, error.code);
                     Ok(Status::from(error).into_http())
                 }
             }

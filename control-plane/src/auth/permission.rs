@@ -77,6 +77,14 @@ pub const TABLE: &[(&str, &[(&str, Need)])] = &[
             ("PreviewRows", see(Role::Operator)),
         ],
     ),
+    // Shows what could not be mapped, as it came.
+    (
+        "millrace.api.v1.RejectedRecordService",
+        &[
+            ("ListRejectedRecords", see(Role::Operator)),
+            ("CountRejectedRecords", see(Role::Operator)),
+        ],
+    ),
     (
         "millrace.api.v1.TokenService",
         &[

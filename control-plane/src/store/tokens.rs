@@ -47,34 +47,20 @@ impl Store {
         row.map(parse).transpose()
     }
 
-    /// A token that somebody uses, which is noted now and then.
+    /// Notes that a token was used, now and then.
     ///
     /// # Errors
-    /// The database's. That the use cannot be noted is none.
-    pub async fn use_token(&self, id: &str) -> Result<Option<StoredToken>, Error> {
-        let found = self.get_token(id).await?;
+    /// The database's.
+    pub async fn note_token_use(&self, token: &StoredToken) -> Result<(), Error> {
         let now = self.now_millis();
-        let noted = |token: &StoredToken| {
-            let used = token.used.map(|time| time.as_millisecond());
-            used.is_some_and(|used| now - used < USE_NOTED_EVERY_MILLIS)
-        };
-        if found.as_ref().is_some_and(|token| !noted(token))
-            && let Err(error) = self.note_use(id, now).await
-        {
-            tracing::warn!(
-                error = &error as &dyn std::error::Error,
-                token = id,
-                "the use of a token cannot be noted"
-            );
+        let used = token.used.map(|time| time.as_millisecond());
+        if used.is_some_and(|used| now - used < USE_NOTED_EVERY_MILLIS) {
+            return Ok(());
         }
-        Ok(found)
-    }
-
-    async fn note_use(&self, id: &str, now: i64) -> Result<(), Error> {
         write!(self, |transaction| {
             token::Entity::update_many()
                 .col_expr(token::Column::UsedMillis, Expr::value(now))
-                .filter(token::Column::TokenId.eq(id))
+                .filter(token::Column::TokenId.eq(token.id.as_str()))
                 .exec(&transaction)
                 .await?;
             Ok(())

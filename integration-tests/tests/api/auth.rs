@@ -152,6 +152,23 @@ async fn a_token_is_shown_once_and_ends_when_it_is_to() {
     let token = made.token.clone().expect("a token");
     assert!(!format!("{made:?}").contains(&made.secret), "a secret is printed");
     assert_eq!((token.creator.as_str(), token.role()), ("operator", TokenRole::Viewer));
+    let mut tokens = TokenServiceClient::new(guarded.link(ADMIN));
+    let get = proto::GetTokenRequest {
+        name: token.name.clone(),
+    };
+    // Who only knows the id leaves no trace in it.
+    let guessed = guarded
+        .call(&format!("mlr_{}_guessed", &token.name["tokens/".len()..]), list)
+        .await;
+    assert_eq!(denied(&guessed), Some(Code::Unauthenticated), "{guessed:?}");
+    let unused = tokens
+        .get_token(get.clone())
+        .await
+        .expect("the token")
+        .into_inner()
+        .token
+        .expect("a token");
+    assert_eq!(unused.last_use_time, None);
     assert_eq!(denied(&guarded.call(&made.secret, list).await), None);
     let mut wrong = made.secret.clone();
     wrong.pop();
@@ -162,12 +179,8 @@ async fn a_token_is_shown_once_and_ends_when_it_is_to() {
         assert!(!status.message().contains(bad), "{status:?}");
     }
 
-    let mut tokens = TokenServiceClient::new(guarded.link(ADMIN));
-    let name = proto::GetTokenRequest {
-        name: token.name.clone(),
-    };
     let got = tokens
-        .get_token(name)
+        .get_token(get)
         .await
         .expect("the token")
         .into_inner()

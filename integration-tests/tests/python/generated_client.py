@@ -22,6 +22,8 @@ from millrace.api.v1 import (
     discovery_pb2_grpc,
     pipe_pb2,
     pipe_pb2_grpc,
+    rejected_pb2,
+    rejected_pb2_grpc,
     token_pb2,
     token_pb2_grpc,
 )
@@ -49,6 +51,7 @@ channel = grpc.intercept_channel(grpc.insecure_channel(BED["millrace"]), Recorde
 pipes = pipe_pb2_grpc.PipeServiceStub(channel)
 credentials = credential_pb2_grpc.CredentialServiceStub(channel)
 access = access_pb2_grpc.AccessServiceStub(channel)
+rejected = rejected_pb2_grpc.RejectedRecordServiceStub(channel)
 tokens = token_pb2_grpc.TokenServiceStub(channel)
 discovery = discovery_pb2_grpc.DiscoveryServiceStub(channel)
 
@@ -192,6 +195,8 @@ def a_pipe_lives(schema):
     assert len(moved.moves) == 2, moved
     events = pipes.ListPipeEvents(pipe_pb2.ListPipeEventsRequest(parent=PIPE)).events
     assert events[-1].kind == "PIPE_CREATED", events
+    assert not rejected.ListRejectedRecords(rejected_pb2.ListRejectedRecordsRequest(parent=PIPE)).rejected_records
+    assert not rejected.CountRejectedRecords(rejected_pb2.CountRejectedRecordsRequest(parent=PIPE)).counts
     pipes.DeletePipe(pipe_pb2.DeletePipeRequest(name=PIPE))
     code, why, _ = reason(lambda: pipes.GetPipe(pipe_pb2.GetPipeRequest(name=PIPE)))
     assert (code, why) == (grpc.StatusCode.NOT_FOUND, "PIPE_NOT_FOUND"), (code, why)
