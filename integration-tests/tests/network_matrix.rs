@@ -32,6 +32,8 @@ const LOAD: u64 = 14_000;
 const AFTER: u64 = 2_000;
 /// How long a connection is half-open: well past the lease.
 const FROZEN_FOR: Duration = LEASE_TTL.saturating_mul(3);
+/// How often connections are reset.
+const RESETS: u64 = 7;
 /// How long connections are cut or refused again and again.
 const TROUBLE_FOR: Duration = Duration::from_secs(2);
 /// Delay each way. A transaction is a dozen round trips, so that nobody has a database that is far away.
@@ -226,14 +228,18 @@ async fn strike(row: &mut Row, proxy: &Proxy, fault: Fault, before: &Counts) -> 
             row.put(LOAD)?;
         }
         Fault::Reset => {
-            row.put(LOAD)?;
-            for round in 1..=6 {
-                // Each time that something is under way.
-                let moved = proxy.counts().request_bytes;
-                seen(proxy, "something is under way", |counts| counts.request_bytes > moved).await?;
-                proxy.reset_live();
+            for _ in 0..RESETS {
+                // Each has a part of the load under way: of all of it, a fast worker may be through before the last reset.
+                let before = proxy.counts();
+                row.put(LOAD / RESETS)?;
+                seen(proxy, "something is under way", |counts| {
+                    counts.request_bytes > before.request_bytes
+                })
+                .await?;
+                // A connection that was under way may just have been closed.
                 seen(proxy, "connections are reset", |counts| {
-                    counts.resets >= before.resets + round
+                    proxy.reset_live();
+                    counts.resets > before.resets
                 })
                 .await?;
             }
