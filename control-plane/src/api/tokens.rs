@@ -146,7 +146,8 @@ impl Api {
             "token created"
         );
         Ok(CreateTokenResponse {
-            token: Some(show(&token)),
+            // As it is stored, so that it is the same whenever it is read.
+            token: Some(show(&self.token(&format!("tokens/{}", token.id)).await?)),
             secret: minted.token.expose_secret().to_owned(),
         })
     }

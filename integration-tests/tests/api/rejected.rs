@@ -31,6 +31,7 @@ impl Errors {
         let values: Vec<String> = rows
             .iter()
             .map(|(millis, class, payload, number)| {
+                let class = class.replace('\'', "''");
                 format!(
                     "(fromUnixTimestamp64Milli({millis}), '{class}', 'it''s \"bad\"', 'k', {payload}, \
                      fromUnixTimestamp64Milli({millis}), 'shardId-000000000000', '{number}', 0, '{pipe}', 'a.b', 'B')"
@@ -87,9 +88,9 @@ async fn rejected_records_are_listed_in_order_page_by_page() {
     let rows = [
         (NOW, "it's", "unhex('ff00')", "9"),
         (NOW, "too_deep", "'{\"a\":1}'", "10"),
-        (NOW + 1, "too_deep", "repeat('x', 1048576)", "11"),
-        (NOW + 2, "too_deep", "repeat('x', 1048576)", "12"),
-        (NOW + 3, "too_deep", "repeat('x', 1048576)", "13"),
+        (NOW + 1, "too_deep", "concat(repeat('x', 524288), repeat('x', 524288))", "11"),
+        (NOW + 2, "too_deep", "concat(repeat('x', 524288), repeat('x', 524288))", "12"),
+        (NOW + 3, "too_deep", "concat(repeat('x', 524288), repeat('x', 524288))", "13"),
     ];
     errors.add("rejected", &errors.uid, &rows).await;
     errors
