@@ -4,17 +4,20 @@ use std::{env, fs, path::PathBuf};
 
 use prost::Message as _;
 
-const FILES: [&str; 5] = [
+const FILES: [&str; 7] = [
     "millrace/api/v1/access.proto",
     "millrace/api/v1/credential.proto",
     "millrace/api/v1/discovery.proto",
     "millrace/api/v1/pipe.proto",
+    "millrace/api/v1/rejected.proto",
+    "millrace/api/v1/token.proto",
     "millrace/worker/v1/worker.proto",
 ];
 
-const SECRETS: [&str; 5] = [
+const SECRETS: [&str; 6] = [
     "millrace.api.v1.AwsKeys",
     "millrace.api.v1.ClickHouseUser",
+    "millrace.api.v1.CreateTokenResponse",
     "millrace.worker.v1.AwsKeys",
     "millrace.worker.v1.AwsRole",
     "millrace.worker.v1.ClickHouseDestination",

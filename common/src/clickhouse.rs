@@ -14,6 +14,6 @@ mod parse;
 mod quote;
 
 pub use data_type::{DataType, JsonType, TupleElement};
-pub use error_table::{ERROR_TABLE_COLUMNS, error_table_column_names};
+pub use error_table::{ERROR_TABLE_COLUMNS, cut_from, cut_note, error_table_column_names};
 pub use parse::{MAX_TYPE_DEPTH, MAX_TYPE_LENGTH, ParseTypeError};
 pub use quote::{quote_identifier, quote_identifier_if_needed, quote_string};

@@ -18,8 +18,10 @@ mod page;
 mod pipes;
 mod positions;
 mod preflight;
+mod rejected;
 mod revisions;
 mod states;
+mod tokens;
 mod update;
 mod view;
 mod watch;
@@ -30,6 +32,7 @@ use millrace_common::{clock::Clock, crypto::Sealer, ids::ProjectName};
 use millrace_proto::api::v1::{
     access_service_server::AccessServiceServer, credential_service_server::CredentialServiceServer,
     discovery_service_server::DiscoveryServiceServer, pipe_service_server::PipeServiceServer,
+    rejected_record_service_server::RejectedRecordServiceServer, token_service_server::TokenServiceServer,
 };
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
@@ -117,6 +120,19 @@ impl Api {
     #[must_use]
     pub fn discovery(&self) -> DiscoveryServiceServer<Api> {
         DiscoveryServiceServer::new(self.clone()).max_decoding_message_size(millrace_common::grpc::MAX_MESSAGE_BYTES)
+    }
+
+    /// The service of rejected records.
+    #[must_use]
+    pub fn rejected_records(&self) -> RejectedRecordServiceServer<Api> {
+        RejectedRecordServiceServer::new(self.clone())
+            .max_decoding_message_size(millrace_common::grpc::MAX_MESSAGE_BYTES)
+    }
+
+    /// The token service.
+    #[must_use]
+    pub fn tokens(&self) -> TokenServiceServer<Api> {
+        TokenServiceServer::new(self.clone()).max_decoding_message_size(millrace_common::grpc::MAX_MESSAGE_BYTES)
     }
 
     /// The credential service.

@@ -6,13 +6,20 @@
 
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
-use millrace_common::{clock::Clock, crypto::Sealer, grpc, shutdown};
+use millrace_common::{
+    clock::Clock,
+    crypto::Sealer,
+    grpc::{self, ServerTls},
+    shutdown,
+};
 use tokio::{net::TcpListener, task::JoinHandle};
 use tokio_stream::wrappers::TcpListenerStream;
 use tokio_util::sync::CancellationToken;
+use tonic::transport::Server;
 
 use crate::{
     api::Api,
+    auth::{self, Auth, Guard},
     coordinator::{self, Coordinator},
     destination, discovery,
     endpoint::Policy,
@@ -44,6 +51,10 @@ pub struct Options {
     pub destination: destination::Options,
     /// Which endpoints pipes may name.
     pub endpoints: Policy,
+    /// How callers are known.
+    pub auth: Auth,
+    /// TLS of the server; plain if `None`.
+    pub tls: Option<ServerTls>,
     /// Wall clock.
     pub clock: Clock,
     /// How long ending may take.
@@ -63,6 +74,8 @@ impl Options {
             discovery: discovery::Options::default(),
             destination: destination::Options::default(),
             endpoints: Policy::default(),
+            auth: Auth::default(),
+            tls: None,
             clock: Clock::System,
             drain: shutdown::DRAIN_DEADLINE,
         }
@@ -86,6 +99,9 @@ pub enum Error {
     /// The server ended by itself.
     #[error("the gRPC server failed")]
     Server(#[source] tonic::transport::Error),
+    /// The certificate or its key cannot be used.
+    #[error("the TLS certificate or its key cannot be used")]
+    Tls(#[source] tonic::transport::Error),
     /// The reflection service does not take our own descriptors.
     #[error("the embedded protocol descriptors are not valid")]
     Descriptors(#[source] tonic_reflection::server::Error),
@@ -126,6 +142,19 @@ impl App {
     /// # Errors
     /// If the database cannot be opened or the address not listened on.
     pub async fn start(options: Options, shutdown: CancellationToken) -> Result<Running, Error> {
+        let server = grpc::server();
+        let server = match &options.tls {
+            Some(tls) => tls.apply(server).map_err(Error::Tls)?,
+            None => server,
+        };
+        if !options.listen.ip().is_loopback() {
+            if options.tls.is_none() {
+                tracing::warn!(addr = %options.listen, "listening beyond this machine without TLS: secrets travel in the clear");
+            }
+            if matches!(options.auth, Auth::None) {
+                tracing::warn!(addr = %options.listen, "listening beyond this machine without tokens: everybody may do everything");
+            }
+        }
         let listener = TcpListener::bind(options.listen)
             .await
             .map_err(|source| Error::Listen {
@@ -137,8 +166,9 @@ impl App {
             source,
         })?;
         let store = Store::open(&options.database, options.sealer.clone(), options.clock.clone()).await?;
+        let scheme = if options.tls.is_some() { "https" } else { "http" };
         let (coordinator, handle) = Coordinator::new(store.clone(), options.clock.clone(), options.coordinator.clone());
-        let me = Candidate::new(options.advertise.clone().unwrap_or_else(|| dialled(addr)));
+        let me = Candidate::new(options.advertise.clone().unwrap_or_else(|| dialled(scheme, addr)));
         let (elector, election) = Elector::new(store.clone(), me, options.leader.clone());
         let parts = Parts {
             listener,
@@ -148,13 +178,11 @@ impl App {
             elector,
             election: election.clone(),
             options,
+            server,
             shutdown,
         };
         let task = tokio::spawn(Box::pin(parts.run()));
         tracing::info!(%addr, "the control plane listens");
-        if !addr.ip().is_loopback() {
-            tracing::warn!(%addr, "listening beyond this machine without TLS: credentials travel in the clear");
-        }
         Ok(Running {
             addr,
             store,
@@ -166,11 +194,11 @@ impl App {
 }
 
 /// How an address is dialled; empty if it is every address of this machine, which says nothing to others.
-fn dialled(addr: SocketAddr) -> String {
+fn dialled(scheme: &str, addr: SocketAddr) -> String {
     if addr.ip().is_unspecified() {
         return String::new();
     }
-    format!("http://{addr}")
+    format!("{scheme}://{addr}")
 }
 
 struct Parts {
@@ -181,6 +209,7 @@ struct Parts {
     elector: Elector,
     election: leader::Handle,
     options: Options,
+    server: Server,
     shutdown: CancellationToken,
 }
 
@@ -194,6 +223,7 @@ impl Parts {
             elector,
             election,
             options,
+            server,
             shutdown,
         } = self;
         // Duties end for good when this is cancelled, or when the process is asked to end.
@@ -214,9 +244,17 @@ impl Parts {
         let (health, health_service) = tonic_health::server::health_reporter();
         let pipes = api.pipes();
         let credentials = api.credentials();
-        let (access, finding) = (api.access(), api.discovery());
-        set_serving(&health, &pipes, &credentials, &access).await;
-        set_serving(&health, &finding, &finding, &finding).await;
+        let (access, finding, tokens, rejected) = (api.access(), api.discovery(), api.tokens(), api.rejected_records());
+        let services = [
+            name_of(&pipes),
+            name_of(&credentials),
+            name_of(&access),
+            name_of(&finding),
+            name_of(&rejected),
+            name_of(&tokens),
+        ];
+        set_serving(&health, &services).await;
+        let guard = Guard::new(options.auth.clone(), store.clone(), options.clock.clone());
         let duty = duty::Duty {
             store: store.clone(),
             coordinator,
@@ -235,13 +273,16 @@ impl Parts {
             .build_v1()
             .map_err(Error::Descriptors)?;
         let stop = shutdown.clone();
-        let serving = grpc::server()
+        let serving = server
+            .layer(auth::Layer::new(guard))
             .add_service(health_service)
             .add_service(reflection)
             .add_service(pipes)
             .add_service(credentials)
             .add_service(access)
             .add_service(finding)
+            .add_service(tokens)
+            .add_service(rejected)
             .add_service(workers)
             .serve_with_incoming_shutdown(TcpListenerStream::new(listener), async move {
                 stop.cancelled().await;
@@ -297,14 +338,16 @@ impl Parts {
     }
 }
 
+/// Name of a service, as health is asked for.
+fn name_of<S: tonic::server::NamedService>(_service: &S) -> &'static str {
+    S::NAME
+}
+
 /// Health of each service that users call; that of the workers' service depends on who leads.
-async fn set_serving<P, C, A>(health: &tonic_health::server::HealthReporter, _pipes: &P, _credentials: &C, _access: &A)
-where
-    P: tonic::server::NamedService,
-    C: tonic::server::NamedService,
-    A: tonic::server::NamedService,
-{
-    health.set_serving::<P>().await;
-    health.set_serving::<C>().await;
-    health.set_serving::<A>().await;
+async fn set_serving(health: &tonic_health::server::HealthReporter, services: &[&str]) {
+    for service in services {
+        health
+            .set_service_status(service, tonic_health::ServingStatus::Serving)
+            .await;
+    }
 }

@@ -1,5 +1,7 @@
 //! Command line and environment of the control plane. Everything that is wrong is named at once.
 
+mod auth;
+
 use std::{
     io::Write as _,
     net::SocketAddr,
@@ -13,6 +15,8 @@ use millrace_common::{aws, clock::Clock, crypto::Sealer, shutdown::DRAIN_DEADLIN
 use secrecy::{ExposeSecret as _, SecretString};
 
 use crate::{app, coordinator, destination, discovery, endpoint::Policy, leader, store};
+
+pub use self::auth::{AuthMode, AuthOptions};
 
 /// The key as 64 hexadecimal digits, where a file is not wanted. Not an option: command lines are there for all to see.
 const KEY_VARIABLE: &str = "MILLRACE_ENCRYPTION_KEY";
@@ -63,6 +67,9 @@ pub struct Args {
     /// Hosts that pipes may name as endpoints, comma-separated; `.example.com` allows all below. Without: any host.
     #[arg(long, env = "MILLRACE_ENDPOINT_HOSTS", value_delimiter = ',')]
     pub endpoint_hosts: Vec<String>,
+    /// Who may call.
+    #[command(flatten)]
+    pub auth: AuthOptions,
     /// File to write the address to once it is listened on.
     #[arg(long, env = "MILLRACE_PORT_FILE")]
     pub port_file: Option<PathBuf>,
@@ -134,6 +141,10 @@ impl Args {
         keep(discovery.as_ref().map(drop).map_err(Clone::clone));
         keep(sealer.as_ref().map(drop).map_err(Clone::clone));
         keep(leader.as_ref().map(drop).map_err(Clone::clone));
+        let auth = self.auth.auth(listen.as_ref().ok());
+        let tls = self.auth.tls();
+        keep(auth.as_ref().map(drop).map_err(Clone::clone));
+        keep(tls.as_ref().map(drop).map_err(Clone::clone));
         let aws = self.aws.settings(&mut errors);
         let leader = leader.map(|ttl| leader::Options { ttl }).unwrap_or_default();
         match (listen, connections, ttl, heartbeat, discovery, sealer) {
@@ -159,6 +170,8 @@ impl Args {
                     },
                     destination: destination::Options::default(),
                     endpoints: Policy::new(self.endpoint_hosts.iter().cloned()),
+                    auth: auth.unwrap_or_default(),
+                    tls: tls.unwrap_or_default(),
                     clock: Clock::System,
                     drain: DRAIN_DEADLINE,
                 })

@@ -19,6 +19,7 @@ mod guarantee;
 mod mapping;
 mod mend;
 pub mod propose;
+pub mod rejected;
 mod schema;
 mod service;
 

@@ -32,6 +32,7 @@ mod open;
 mod pipes;
 mod positions;
 mod shards;
+mod tokens;
 mod transaction;
 mod types;
 

@@ -4,7 +4,7 @@ use std::{io, net::SocketAddr, sync::Arc, thread::available_parallelism, time::D
 
 use millrace_common::{
     clock::Clock,
-    grpc,
+    grpc::{self, Access},
     ids::{Incarnation, WorkerId, WorkerInstance},
     shutdown::DRAIN_DEADLINE,
 };
@@ -32,6 +32,8 @@ pub const DEFAULT_MEMORY_BYTES: u64 = 256 * 1024 * 1024;
 pub struct Options {
     /// URLs of the control planes, one at least.
     pub control_planes: Vec<String>,
+    /// What to prove oneself by there.
+    pub access: Access,
     /// Stable id.
     pub worker: WorkerId,
     /// Bytes that may be held between Kinesis and ClickHouse.
@@ -51,6 +53,7 @@ impl Options {
     pub fn new(control_plane: impl Into<String>, worker: WorkerId) -> Self {
         Self {
             control_planes: vec![control_plane.into()],
+            access: Access::default(),
             worker,
             memory_bytes: DEFAULT_MEMORY_BYTES,
             health_listen: None,
@@ -90,7 +93,7 @@ pub async fn run(options: Options, shutdown: CancellationToken) -> Result<(), Er
         worker: options.worker,
         incarnation: Incarnation::new(),
     };
-    let planes = ControlPlanes::new(&options.control_planes).map_err(Error::Url)?;
+    let planes = ControlPlanes::new(&options.control_planes, &options.access).map_err(Error::Url)?;
     let health = match options.health_listen {
         Some(address) => Some(serve_health(address).await?),
         None => None,

@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::{CommandFactory as _, Parser, error::ErrorKind};
-use millrace_common::{aws, clock::Clock, config::EXIT_USAGE, ids::WorkerId, telemetry};
+use millrace_common::{aws, clock::Clock, config::EXIT_USAGE, grpc::AccessOptions, ids::WorkerId, telemetry};
 
 use crate::{app, lane, source::kinesis::Limits};
 
@@ -46,6 +46,9 @@ pub struct Config {
     /// Milliseconds for finishing after SIGTERM.
     #[arg(long, env = "MILLRACE_DRAIN_DEADLINE_MS", default_value_t = 25_000)]
     pub drain_deadline_ms: u64,
+    /// What to prove oneself by.
+    #[command(flatten)]
+    pub access: AccessOptions,
     /// AWS.
     #[command(flatten)]
     pub aws: aws::Options,
@@ -68,6 +71,11 @@ impl Config {
                 control_planes.push(url.to_owned());
             }
         }
+        let access = self
+            .access
+            .access()
+            .map_err(|error| errors.push(error))
+            .unwrap_or_default();
         let worker = self.worker().map_err(|error| errors.push(error)).ok();
         if self.memory_bytes < MIN_MEMORY_BYTES {
             errors.push(format!(
@@ -109,6 +117,7 @@ impl Config {
             Some(worker) if errors.is_empty() => Ok(app::Options {
                 clock: Clock::System,
                 control_planes,
+                access,
                 worker,
                 memory_bytes: self.memory_bytes,
                 health_listen,

@@ -24,7 +24,8 @@ use std::time::Duration;
 
 use millrace_common::{
     error::{metadata, reason},
-    fail_point, grpc,
+    fail_point,
+    grpc::{self, Link},
     ids::{Generation, WorkerInstance},
     reason::{LEADER_METADATA, NOT_LEADER},
     retry::Backoff,
@@ -38,7 +39,7 @@ use tokio::{
 };
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
-use tonic::{Status, Streaming, transport::Channel};
+use tonic::{Status, Streaming};
 
 use self::planes::ControlPlanes;
 use crate::lane::{spec::Assignment, status::Board};
@@ -216,7 +217,7 @@ impl Session {
         (url, outcome)
     }
 
-    async fn connect(&self, mut client: WorkerServiceClient<Channel>) -> Result<Connection, Error> {
+    async fn connect(&self, mut client: WorkerServiceClient<Link>) -> Result<Connection, Error> {
         self.board.forget_generations();
         let (outbox, requests) = mpsc::channel(OUTBOX);
         let hello = session_request::Message::Hello(self.hello());

@@ -2,6 +2,7 @@
 //! emulator at its other ends. No worker runs; moving records is what other tests are about.
 
 mod api {
+    mod auth;
     mod bad_configuration;
     mod bed;
     mod credentials;
@@ -9,6 +10,7 @@ mod api {
     mod events;
     mod inference;
     mod life;
+    mod rejected;
     mod revisions;
     mod tables;
     mod trouble;

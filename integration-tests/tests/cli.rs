@@ -10,6 +10,8 @@ mod cli {
     mod bed;
     mod files;
     mod python;
+    mod rejected;
+    mod tokens;
     mod transcript;
     mod wizard;
 }

@@ -45,6 +45,7 @@ macro_rules! redacted_debug {
 
 redacted_debug!(api::v1::AwsKeys, access_key_id);
 redacted_debug!(api::v1::ClickHouseUser, username);
+redacted_debug!(api::v1::CreateTokenResponse, token);
 redacted_debug!(worker::v1::AwsKeys, access_key_id);
 redacted_debug!(worker::v1::AwsRole, role_arn, session_name);
 redacted_debug!(

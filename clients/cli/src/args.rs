@@ -1,10 +1,12 @@
 //! The commands and their options.
 
 pub(crate) mod discovery;
+pub(crate) mod rejected;
 
 use std::{path::PathBuf, time::Duration};
 
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
+use millrace_common::grpc::AccessOptions;
 
 use crate::{
     exit::Error,
@@ -43,6 +45,8 @@ pub(crate) struct Connection {
         value_name = "ID"
     )]
     pub(crate) project: String,
+    #[command(flatten)]
+    pub(crate) access: AccessOptions,
     /// How to print results.
     #[arg(short, long, global = true, default_value = "table", value_enum)]
     pub(crate) output: Format,
@@ -72,6 +76,9 @@ pub(crate) enum Command {
     /// Store, list and delete credentials.
     #[command(subcommand)]
     Credential(Credential),
+    /// Make, list and revoke the tokens that callers prove themselves with.
+    #[command(subcommand)]
+    Token(Token),
     /// What a pipe needs in AWS, and whether it has it.
     #[command(subcommand)]
     Access(Access),
@@ -106,6 +113,9 @@ pub(crate) enum Command {
         #[arg(value_enum)]
         shell: clap_complete::Shell,
     },
+    /// Look at what a pipe could not map.
+    #[command(subcommand)]
+    Rejected(rejected::Rejected),
     /// Run both planes in this process, on SQLite: all of Millrace for a single machine.
     Standalone(Box<standalone::Options>),
 }
@@ -273,6 +283,41 @@ pub(crate) enum Credential {
         #[arg(long)]
         allow_missing: bool,
     },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Token {
+    /// Make a token, and print it: it is not shown again.
+    Create {
+        /// Free text for people; the actor of what is done with the token.
+        display_name: String,
+        /// What may be called with it: viewer, operator, admin, or worker.
+        #[arg(long, value_enum)]
+        role: TokenRole,
+        /// How long it is good, such as 12h or 90d. Without it: until it is revoked.
+        #[arg(long, value_name = "DURATION", value_parser = duration)]
+        ttl: Option<Duration>,
+    },
+    /// List tokens, also those that have ended.
+    List,
+    /// End a token, within seconds on all control planes.
+    Revoke {
+        /// Id or full name of the token.
+        token: String,
+    },
+}
+
+/// What may be called with a token.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum TokenRole {
+    /// Look at pipes and credentials; no records, no secrets.
+    Viewer,
+    /// Steer pipes with the credentials that there are, and see records.
+    Operator,
+    /// Everything: credentials and tokens, too.
+    Admin,
+    /// A worker's work, and nothing else.
+    Worker,
 }
 
 #[derive(Debug, Subcommand)]

@@ -1,16 +1,18 @@
 //! Clients of the control plane's API.
 
-use millrace_common::grpc;
+use millrace_common::grpc::Link;
 use millrace_proto::api::v1::{
     access_service_client::AccessServiceClient, credential_service_client::CredentialServiceClient,
     discovery_service_client::DiscoveryServiceClient, pipe_service_client::PipeServiceClient,
+    rejected_record_service_client::RejectedRecordServiceClient, token_service_client::TokenServiceClient,
 };
-use tonic::{Status, transport::Channel};
+use tonic::Status;
 
 use crate::{args::Connection, exit::Error};
 
-fn channel(connection: &Connection) -> Result<Channel, Error> {
-    grpc::channel(&connection.endpoint).map_err(|error| {
+fn channel(connection: &Connection) -> Result<Link, Error> {
+    let access = connection.access.access().map_err(Error::Local)?;
+    access.link(&connection.endpoint).map_err(|error| {
         Error::Local(format!(
             "--endpoint {:?} is not a URL such as http://127.0.0.1:7400: {error}",
             connection.endpoint
@@ -19,22 +21,32 @@ fn channel(connection: &Connection) -> Result<Channel, Error> {
 }
 
 /// Client of the pipe service.
-pub(crate) fn pipes(connection: &Connection) -> Result<PipeServiceClient<Channel>, Error> {
+pub(crate) fn pipes(connection: &Connection) -> Result<PipeServiceClient<Link>, Error> {
     channel(connection).map(PipeServiceClient::new)
 }
 
 /// Client of the access service.
-pub(crate) fn access(connection: &Connection) -> Result<AccessServiceClient<Channel>, Error> {
+pub(crate) fn access(connection: &Connection) -> Result<AccessServiceClient<Link>, Error> {
     channel(connection).map(AccessServiceClient::new)
 }
 
 /// Client of the discovery service.
-pub(crate) fn discovery(connection: &Connection) -> Result<DiscoveryServiceClient<Channel>, Error> {
+pub(crate) fn discovery(connection: &Connection) -> Result<DiscoveryServiceClient<Link>, Error> {
     channel(connection).map(DiscoveryServiceClient::new)
 }
 
+/// Client of the token service.
+pub(crate) fn tokens(connection: &Connection) -> Result<TokenServiceClient<Link>, Error> {
+    channel(connection).map(TokenServiceClient::new)
+}
+
+/// Client of the service of rejected records.
+pub(crate) fn rejected_records(connection: &Connection) -> Result<RejectedRecordServiceClient<Link>, Error> {
+    channel(connection).map(RejectedRecordServiceClient::new)
+}
+
 /// Client of the credential service.
-pub(crate) fn credentials(connection: &Connection) -> Result<CredentialServiceClient<Channel>, Error> {
+pub(crate) fn credentials(connection: &Connection) -> Result<CredentialServiceClient<Link>, Error> {
     channel(connection).map(CredentialServiceClient::new)
 }
 

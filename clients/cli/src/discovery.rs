@@ -263,27 +263,16 @@ fn document(document: &api::SampledDocument) -> Vec<String> {
         document.partition_key.clone(),
         document.arrival_time.as_ref().map(events::time).unwrap_or_default(),
         if document.error_type.is_empty() {
-            one_line(&payload)
+            output::one_line(&payload)
         } else {
             format!(
                 "{} ({}: {})",
-                one_line(&payload),
+                output::one_line(&payload),
                 document.error_type,
                 document.error_message
             )
         },
     ]
-}
-
-/// A document as a cell of a table.
-fn one_line(text: &str) -> String {
-    /// Longer ones are for `--output json`.
-    const SHOWN_CHARS: usize = 200;
-    let flat = text.replace(['\n', '\r', '\t'], " ");
-    if flat.chars().count() <= SHOWN_CHARS {
-        return flat;
-    }
-    flat.chars().take(SHOWN_CHARS).chain("…".chars()).collect()
 }
 
 async fn infer(connection: &Connection, subject: &Subject) -> Result<(), Error> {
@@ -311,7 +300,7 @@ async fn infer(connection: &Connection, subject: &Subject) -> Result<(), Error> 
             column.name.clone(),
             column.r#type.clone(),
             format!("{:.0} %", column.null_ratio * 100.0),
-            one_line(&column.examples.join(", ")),
+            output::one_line(&column.examples.join(", ")),
             column.note.clone(),
         ]
     };
@@ -340,7 +329,7 @@ fn refused(refused: &[api::RefusedDocument], count: u64) -> Result<(), Error> {
                 .to_owned(),
             refused.field_path.clone(),
             refused.error_type.clone(),
-            one_line(&refused.error_message),
+            output::one_line(&refused.error_message),
         ]
     };
     output::table(&REFUSED_HEADER, refused.iter().map(row).collect())

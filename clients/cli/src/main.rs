@@ -14,9 +14,11 @@ mod list;
 mod manifest;
 mod output;
 mod pipe;
+mod rejected;
 mod reset;
 mod revisions;
 mod standalone;
+mod token;
 mod wait;
 mod watch;
 mod wizard;
@@ -53,6 +55,7 @@ async fn run(cli: Cli) -> Result<ExitCode, exit::Error> {
         Command::Pipe(command) => pipe::run(&cli.connection, command).await,
         Command::Access(command) => access::run(&cli.connection, command).await,
         Command::Credential(command) => credential::run(&cli.connection, command).await,
+        Command::Token(command) => token::run(&cli.connection, command).await,
         Command::Stream(command) => discovery::stream(&cli.connection, command).await,
         Command::Schema(command) => discovery::schema(&cli.connection, command).await,
         Command::Table(command) => discovery::table(&cli.connection, command).await,
@@ -62,6 +65,7 @@ async fn run(cli: Cli) -> Result<ExitCode, exit::Error> {
             return Ok(ExitCode::from(u8::from(differs)));
         }
         Command::Completion { shell } => args::complete(shell),
+        Command::Rejected(command) => rejected::run(&cli.connection, command).await,
         Command::Standalone(options) => standalone::run(*options).await,
     }?;
     Ok(ExitCode::SUCCESS)

@@ -115,6 +115,17 @@ pub(crate) fn duration(duration: Option<&prost_types::Duration>) -> String {
     }
 }
 
+/// A document as a cell of a table.
+pub(crate) fn one_line(text: &str) -> String {
+    /// Longer ones are for `--output json`.
+    const SHOWN_CHARS: usize = 200;
+    let flat = text.replace(['\n', '\r', '\t'], " ");
+    if flat.chars().count() <= SHOWN_CHARS {
+        return flat;
+    }
+    flat.chars().take(SHOWN_CHARS).chain("…".chars()).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -4,9 +4,14 @@
 use std::{net::SocketAddr, path::PathBuf, sync::Arc};
 
 use clap::Args;
-use millrace_common::{aws, crypto::Sealer, error::chain, ids::WorkerId, shutdown, telemetry};
-use millrace_control_plane::{app as control_plane, config::read_key};
+use millrace_common::{aws, crypto::Sealer, error::chain, grpc::Access, ids::WorkerId, shutdown, telemetry};
+use millrace_control_plane::{
+    app as control_plane,
+    auth::{Auth, own_token},
+    config::{AuthOptions, read_key},
+};
 use millrace_data_plane::{app as worker, lane};
+use secrecy::ExposeSecret as _;
 use tokio_util::sync::CancellationToken;
 
 use crate::{exit::Error, output};
@@ -31,6 +36,8 @@ pub(crate) struct Options {
     /// Bytes that may be held between Kinesis and ClickHouse.
     #[arg(long, env = "MILLRACE_MEMORY_BYTES", default_value_t = worker::DEFAULT_MEMORY_BYTES, value_name = "BYTES")]
     memory_bytes: u64,
+    #[command(flatten)]
+    auth: AuthOptions,
     #[command(flatten)]
     aws: aws::Options,
     #[command(flatten)]
@@ -60,6 +67,26 @@ pub(crate) async fn run(options: Options) -> Result<(), Error> {
         return Err(Error::Local(errors.join("; ")));
     }
     control_plane_options.discovery.aws = aws.clone().into();
+    let tls = options.auth.tls().map_err(Error::Local)?;
+    if tls.is_some() {
+        return Err(Error::Local(
+            "--tls-cert-file: standalone does not serve TLS: run millrace-control-plane and millrace-worker, or put a proxy in front"
+                .to_owned(),
+        ));
+    }
+    let mut auth = options.auth.auth(Some(&options.listen)).map_err(Error::Local)?;
+    let mut access = Access::default();
+    // The worker of this process proves itself with a token that nobody else has.
+    if let Auth::Tokens { worker, .. } = &mut auth {
+        let token = match worker {
+            Some(token) => token.clone(),
+            None => Arc::new(own_token().map_err(|error| failed(&error))?),
+        };
+        access = Access::with_token(token.expose_secret())
+            .map_err(|error| Error::Local(format!("--worker-token-file {error}")))?;
+        *worker = Some(token);
+    }
+    control_plane_options.auth = auth;
     let end_control_plane = CancellationToken::new();
     let running = control_plane::App::start(control_plane_options, end_control_plane.clone())
         .await
@@ -70,6 +97,7 @@ pub(crate) async fn run(options: Options) -> Result<(), Error> {
     let id: WorkerId = WORKER.parse().map_err(|error| Error::Local(format!("{error}")))?;
     let worker_options = worker::Options {
         memory_bytes: options.memory_bytes,
+        access,
         lane: lane::Settings {
             aws,
             ..lane::Settings::default()

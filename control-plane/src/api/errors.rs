@@ -11,6 +11,8 @@ pub(super) const ALREADY_EXISTS: &str = "ALREADY_EXISTS";
 pub(super) const PIPE_NOT_FOUND: &str = "PIPE_NOT_FOUND";
 /// No revision of that number.
 pub(super) const REVISION_NOT_FOUND: &str = "REVISION_NOT_FOUND";
+/// No token of that name.
+pub(super) const TOKEN_NOT_FOUND: &str = "TOKEN_NOT_FOUND";
 /// No credential of that name.
 pub(super) const CREDENTIAL_NOT_FOUND: &str = "CREDENTIAL_NOT_FOUND";
 /// Pipes refer to the credential.

@@ -24,9 +24,9 @@ use super::{
     watch,
 };
 use crate::{
+    auth,
     destination::Mode,
     discovery::lineage,
-    events::USER,
     store::{self, Damaged, NewPipe, PipeSnapshot, ShardPhase, StoredPipe, StoredShard, Totals},
 };
 
@@ -281,7 +281,7 @@ impl Api {
         }
         let stored = self
             .store
-            .create_pipe_by(new, USER)
+            .create_pipe_by(new, &auth::actor())
             .await
             .map_err(|error| of_store(&error))?;
         tracing::info!(pipe = %stored.name, uid = %stored.uid, "pipe created");

@@ -18,8 +18,8 @@ use super::{
     view::View,
 };
 use crate::{
-    discovery,
-    events::{NewEvent, Severity, USER, kind},
+    auth, discovery,
+    events::{NewEvent, Severity, kind},
     protocol::{Plan, Reset, Target},
     store::{Adopted, CredentialSecret, NewShard, PipeSnapshot, ShardPhase, StoredShard},
 };
@@ -308,7 +308,7 @@ fn event(reset: &Reset, adopted: Option<&Adopted>, goal: &Goal) -> NewEvent {
         message.insert_str(0, "the stream that was created anew was taken: ");
     }
     let mut event = NewEvent::new(kind::POSITION_RESET, severity, message)
-        .by(USER)
+        .by(auth::actor())
         .with("to", goal)
         .with("shards", shards);
     for step in reset.moves.iter().take(TOLD_SHARDS) {

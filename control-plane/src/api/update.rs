@@ -14,9 +14,10 @@ use super::{
     mask,
 };
 use crate::{
+    auth,
     destination::Mode,
     discovery,
-    events::{NewEvent, Severity, USER, kind},
+    events::{NewEvent, Severity, kind},
     store::{self, PipeChange, PipeSnapshot, StoredPipe},
 };
 
@@ -175,7 +176,7 @@ fn events(stored: &StoredPipe, change: &PipeChange, back_to: Option<Revision>) -
             Some(revision) => format!("back to revision {revision}; changed: {fields}"),
         };
         let event = NewEvent::new(kind::PIPE_UPDATED, Severity::Info, message)
-            .by(USER)
+            .by(auth::actor())
             .with("fields", &fields)
             .with("revision", stored.revision.next());
         events.push(match back_to {
@@ -187,7 +188,7 @@ fn events(stored: &StoredPipe, change: &PipeChange, back_to: Option<Revision>) -
         DesiredState::Running => (kind::PIPE_STARTED, "the pipe is to run"),
         DesiredState::Stopped => (kind::PIPE_STOPPED, "the pipe is to stop"),
     });
-    events.extend(desired.map(|(kind, message)| NewEvent::new(kind, Severity::Info, message).by(USER)));
+    events.extend(desired.map(|(kind, message)| NewEvent::new(kind, Severity::Info, message).by(auth::actor())));
     Ok(events)
 }
 

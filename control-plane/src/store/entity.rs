@@ -337,3 +337,29 @@ pub mod consumer {
     }
     entity!();
 }
+
+/// Tokens that callers prove themselves with.
+pub mod token {
+    use sea_orm::entity::prelude::*;
+
+    /// A row.
+    #[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel)]
+    #[sea_orm(table_name = "tokens")]
+    pub struct Model {
+        #[sea_orm(primary_key, auto_increment = false)]
+        pub token_id: String,
+        pub display_name: String,
+        /// `viewer`, `operator`, `admin` or `worker`.
+        pub role: String,
+        /// SHA-256 of the token, in hexadecimal digits.
+        pub hash: String,
+        /// Who made it.
+        pub creator: String,
+        pub created_millis: i64,
+        pub expires_millis: Option<i64>,
+        pub revoked_millis: Option<i64>,
+        /// About when it was used last.
+        pub used_millis: Option<i64>,
+    }
+    entity!();
+}

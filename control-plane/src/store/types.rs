@@ -14,8 +14,8 @@ use secrecy::SecretString;
 use serde::{Deserialize, Serialize};
 
 use super::Error;
-use crate::events::NewEvent;
 pub use crate::protocol::{NewShard, ShardPhase, Window};
+use crate::{auth::Role, events::NewEvent};
 
 /// A pipe to store.
 #[derive(Debug, Clone)]
@@ -87,6 +87,29 @@ pub struct StoredRevision {
     pub spec: PipeSpec,
     /// When it became the pipe's.
     pub created: Timestamp,
+}
+
+/// What is known of a token that callers prove themselves with.
+#[derive(Clone, PartialEq, Eq)]
+pub struct StoredToken {
+    /// Identity: a ULID, in small letters. Part of the token.
+    pub id: String,
+    /// Free text for people; names the actor.
+    pub display_name: String,
+    /// What may be called with it.
+    pub role: Role,
+    /// Of the token.
+    pub hash: String,
+    /// Who made it.
+    pub creator: String,
+    /// When it was made.
+    pub created: Timestamp,
+    /// When it ends by itself.
+    pub expires: Option<Timestamp>,
+    /// When it was revoked.
+    pub revoked: Option<Timestamp>,
+    /// About when it was used last.
+    pub used: Option<Timestamp>,
 }
 
 /// What is promised in effect, given the destination's engine and settings.

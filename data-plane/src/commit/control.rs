@@ -3,9 +3,14 @@
 use std::{fmt, time::Duration};
 
 use futures::future::BoxFuture;
-use millrace_common::{batch::OpenBatch, error, grpc, ids::WorkerInstance};
+use millrace_common::{
+    batch::OpenBatch,
+    error,
+    grpc::{self, Link},
+    ids::WorkerInstance,
+};
 use millrace_proto::worker::v1::{self as wire, worker_service_client::WorkerServiceClient};
-use tonic::{Code, Request, Status, transport::Channel};
+use tonic::{Code, Request, Status};
 
 use super::Claim;
 use crate::session::{convert, planes::ControlPlanes};
@@ -62,7 +67,7 @@ impl GrpcControlPlane {
     /// One call. It is given up when its control plane is found to be away, by whomever; repeating it is harmless.
     async fn call<T>(
         &self,
-        call: impl AsyncFnOnce(WorkerServiceClient<Channel>) -> Result<T, Status>,
+        call: impl AsyncFnOnce(WorkerServiceClient<Link>) -> Result<T, Status>,
     ) -> Result<(), Error> {
         let unavailable = |message: String| Error::Unavailable { message };
         let (url, channel) = self.planes.current().map_err(|error| unavailable(error.to_string()))?;

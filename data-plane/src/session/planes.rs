@@ -8,10 +8,10 @@
 
 use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
 
-use millrace_common::grpc;
+use millrace_common::grpc::{self, Access, Link};
 use parking_lot::Mutex;
 use tokio::{sync::watch, time::Instant};
-use tonic::transport::{Channel, Error};
+use tonic::transport::Error;
 
 /// How long a control plane that did not answer is passed over: as long as a leader's row may outlive it.
 const SHUN: Duration = Duration::from_secs(5);
@@ -26,12 +26,13 @@ pub struct ControlPlanes {
 
 struct Inner {
     state: Mutex<State>,
+    access: Access,
     changed: watch::Sender<()>,
 }
 
 struct State {
     choice: Choice,
-    channels: BTreeMap<String, Channel>,
+    channels: BTreeMap<String, Link>,
 }
 
 impl fmt::Debug for ControlPlanes {
@@ -43,14 +44,14 @@ impl fmt::Debug for ControlPlanes {
 }
 
 impl ControlPlanes {
-    /// The control planes at these URLs, the first of which is tried first. One at least.
+    /// The control planes at these URLs, the first of which is tried first, one at least; and what to prove oneself by there.
     ///
     /// # Errors
     /// If one of them is no URL.
-    pub fn new(urls: &[String]) -> Result<Self, Error> {
+    pub fn new(urls: &[String], access: &Access) -> Result<Self, Error> {
         let mut channels = BTreeMap::new();
         for url in urls {
-            channels.insert(url.clone(), grpc::channel(url)?);
+            channels.insert(url.clone(), access.link(url)?);
         }
         let state = State {
             choice: Choice::new(urls),
@@ -59,6 +60,7 @@ impl ControlPlanes {
         Ok(Self {
             inner: Arc::new(Inner {
                 state: Mutex::new(state),
+                access: access.clone(),
                 changed: watch::Sender::new(()),
             }),
         })
@@ -68,13 +70,13 @@ impl ControlPlanes {
     ///
     /// # Errors
     /// Never: its URL was good before.
-    pub fn current(&self) -> Result<(String, Channel), Error> {
+    pub fn current(&self) -> Result<(String, Link), Error> {
         let mut state = self.inner.state.lock();
         let url = state.choice.current().to_owned();
         if let Some(channel) = state.channels.get(&url) {
             return Ok((url, channel.clone()));
         }
-        let channel = grpc::channel(&url)?;
+        let channel = self.inner.access.link(&url)?;
         state.channels.insert(url.clone(), channel.clone());
         Ok((url, channel))
     }
@@ -291,7 +293,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_call_is_given_up_for_what_is_found_out_after_it_began() {
         let urls = ["http://a:1".to_owned()];
-        let planes = ControlPlanes::new(&urls).expect("a URL");
+        let planes = ControlPlanes::new(&urls, &Access::default()).expect("a URL");
         // It was away before: the call finds out by itself whether it still is.
         planes.unreachable(&urls[0]);
         let waiting = planes.given_up(&urls[0]);

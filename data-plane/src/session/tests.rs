@@ -5,6 +5,7 @@ use std::pin::Pin;
 use futures::Stream;
 use millrace_common::{
     error::ApiError,
+    grpc::Access,
     ids::{Epoch, Incarnation, PipeUid},
 };
 use millrace_proto::worker::v1::worker_service_server::{WorkerService, WorkerServiceServer};
@@ -166,7 +167,7 @@ impl World {
             cores: 2,
             memory_bytes: 100,
         };
-        let planes = ControlPlanes::new(urls).expect("URLs");
+        let planes = ControlPlanes::new(urls, &Access::default()).expect("URLs");
         let session = Session::new(options, planes, board.clone(), desired_in);
         let (leave, close) = (CancellationToken::new(), CancellationToken::new());
         let running = tokio::spawn(session.run(leave.clone(), Duration::from_secs(3), close.clone()));

@@ -17,18 +17,31 @@ use millrace_integration_tests::{
 pub(crate) const ORDERS: u64 = 200;
 const LIMIT: Duration = Duration::from_secs(60);
 
+/// The operator's own.
+pub(crate) const ADMIN_TOKEN: &str = "an-operators-own-token-0123456789abcdef";
+
 pub(crate) struct Bed {
     pub(crate) clickhouse: ClickHouse,
     pub(crate) kinesis: kinesis::Handle,
     /// Where commands run.
     pub(crate) directory: Scratch,
     endpoint: String,
+    guarded: bool,
     standalone: Process,
 }
 
 impl Bed {
     /// With the stream `orders` of two shards.
     pub(crate) async fn start() -> anyhow::Result<Self> {
+        Self::start_as(false).await
+    }
+
+    /// The same, where callers need tokens; commands have the operator's own.
+    pub(crate) async fn start_guarded() -> anyhow::Result<Self> {
+        Self::start_as(true).await
+    }
+
+    async fn start_as(guarded: bool) -> anyhow::Result<Self> {
         let clickhouse = ClickHouse::start(Default::default()).await?;
         let kinesis = Emulator::start(Default::default()).await?;
         kinesis.create_stream("orders", 2)?;
@@ -41,7 +54,9 @@ impl Bed {
         kinesis.put_records_direct("orders", puts)?;
         let directory = Scratch::new("cli")?;
         let listen = format!("127.0.0.1:{}", free_port()?);
+        let own = guarded.then_some(("MILLRACE_ADMIN_TOKEN", ADMIN_TOKEN));
         let standalone = Spawn::new(cluster::program("millrace")?)
+            .envs(own)
             .args(["standalone", "--listen", &listen])
             .env("MILLRACE_DATA_DIR", directory.path().join("data"))
             .env("MILLRACE_STS_ENDPOINT", kinesis.endpoint_url())
@@ -52,6 +67,7 @@ impl Bed {
             kinesis,
             directory,
             endpoint: format!("http://{listen}"),
+            guarded,
             standalone,
         };
         eventually("Millrace answers", LIMIT, || async {
@@ -68,7 +84,7 @@ impl Bed {
         let millrace = cluster::program("millrace")?;
         let directory = millrace.parent().context("a directory")?;
         let path = std::env::var("PATH").unwrap_or_default();
-        Ok(vec![
+        let mut environment = vec![
             ("PATH", format!("{}:{path}", directory.display())),
             ("MILLRACE_ENDPOINT", self.endpoint.clone()),
             ("MILLRACE_KINESIS_ENDPOINT", self.kinesis.endpoint_url()),
@@ -76,7 +92,11 @@ impl Bed {
             ("AWS_ACCESS_KEY_ID", "AKIDEXAMPLE".to_owned()),
             ("AWS_SECRET_ACCESS_KEY", "canary-secret-key".to_owned()),
             ("CLICKHOUSE_PASSWORD", self.clickhouse.password().to_owned()),
-        ])
+        ];
+        if self.guarded {
+            environment.push(("MILLRACE_TOKEN", ADMIN_TOKEN.to_owned()));
+        }
+        Ok(environment)
     }
 
     /// Runs a line of shell.

@@ -22,6 +22,10 @@ from millrace.api.v1 import (
     discovery_pb2_grpc,
     pipe_pb2,
     pipe_pb2_grpc,
+    rejected_pb2,
+    rejected_pb2_grpc,
+    token_pb2,
+    token_pb2_grpc,
 )
 
 BED = json.loads(sys.argv[2])
@@ -47,6 +51,8 @@ channel = grpc.intercept_channel(grpc.insecure_channel(BED["millrace"]), Recorde
 pipes = pipe_pb2_grpc.PipeServiceStub(channel)
 credentials = credential_pb2_grpc.CredentialServiceStub(channel)
 access = access_pb2_grpc.AccessServiceStub(channel)
+rejected = rejected_pb2_grpc.RejectedRecordServiceStub(channel)
+tokens = token_pb2_grpc.TokenServiceStub(channel)
 discovery = discovery_pb2_grpc.DiscoveryServiceStub(channel)
 
 
@@ -189,11 +195,23 @@ def a_pipe_lives(schema):
     assert len(moved.moves) == 2, moved
     events = pipes.ListPipeEvents(pipe_pb2.ListPipeEventsRequest(parent=PIPE)).events
     assert events[-1].kind == "PIPE_CREATED", events
+    assert not rejected.ListRejectedRecords(rejected_pb2.ListRejectedRecordsRequest(parent=PIPE)).rejected_records
+    assert not rejected.CountRejectedRecords(rejected_pb2.CountRejectedRecordsRequest(parent=PIPE)).counts
     pipes.DeletePipe(pipe_pb2.DeletePipeRequest(name=PIPE))
     code, why, _ = reason(lambda: pipes.GetPipe(pipe_pb2.GetPipeRequest(name=PIPE)))
     assert (code, why) == (grpc.StatusCode.NOT_FOUND, "PIPE_NOT_FOUND"), (code, why)
     for name in (AWS, CLICKHOUSE):
         credentials.DeleteCredential(credential_pb2.DeleteCredentialRequest(name=name))
+
+
+def a_token_lives():
+    token = token_pb2.Token(display_name="python", role=token_pb2.TOKEN_ROLE_VIEWER)
+    made = tokens.CreateToken(token_pb2.CreateTokenRequest(token=token, ttl=duration_pb2.Duration(seconds=3600)))
+    assert made.secret.startswith("mlr_") and made.token.HasField("expire_time"), made.token
+    name = made.token.name
+    assert tokens.GetToken(token_pb2.GetTokenRequest(name=name)).token == made.token
+    assert [token.name for token in tokens.ListTokens(token_pb2.ListTokensRequest()).tokens] == [name]
+    assert tokens.RevokeToken(token_pb2.RevokeTokenRequest(name=name)).token.HasField("revoke_time")
 
 
 def every_rpc_was_called():
@@ -212,4 +230,5 @@ def every_rpc_was_called():
 
 a_credential_is_stored_and_never_told()
 a_pipe_lives(discovery_shows_what_there_is())
+a_token_lives()
 every_rpc_was_called()

@@ -4,7 +4,7 @@
 //! why `error_timestamp` is the time in the batch's id, and not now.
 
 use millrace_common::{
-    clickhouse::ERROR_TABLE_COLUMNS,
+    clickhouse::{ERROR_TABLE_COLUMNS, cut_note},
     ids::{BatchId, ShardId},
 };
 use ulid::Ulid;
@@ -171,10 +171,7 @@ fn message(rejected: &Rejected<'_>) -> String {
         message.push('…');
     }
     if rejected.value.len() > MAX_VALUE_BYTES {
-        message.push_str(&format!(
-            " (record_value holds the first {MAX_VALUE_BYTES} of {} bytes)",
-            rejected.value.len()
-        ));
+        message.push_str(&cut_note(MAX_VALUE_BYTES, rejected.value.len()));
     }
     message
 }
