@@ -11,6 +11,7 @@ mod api {
     mod inference;
     mod life;
     mod rejected;
+    mod rest;
     mod revisions;
     mod tables;
     mod trouble;
