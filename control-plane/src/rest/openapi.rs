@@ -170,7 +170,7 @@ impl Writer {
     fn schema(&mut self, field: &FieldDescriptor) -> Value {
         let schema = self.bare(field);
         let message = field.parent_message();
-        let comment = match self.place(&message) {
+        let comment = match self.place(message) {
             Some(mut at) => {
                 at.extend([path::MESSAGE_FIELD, position(index_of(field))]);
                 self.comment(&message.parent_file(), &at)
