@@ -8,6 +8,7 @@ mod api {
     mod credentials;
     mod discovery;
     mod events;
+    mod hostile;
     mod inference;
     mod life;
     mod rejected;
