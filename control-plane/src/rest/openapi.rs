@@ -2,23 +2,14 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use prost_reflect::{EnumDescriptor, FieldDescriptor, FileDescriptor, Kind, MessageDescriptor};
+use millrace_proto::comments;
+use prost_reflect::{EnumDescriptor, FieldDescriptor, Kind, MessageDescriptor};
 use serde_json::{Map, Value, json};
 
 use super::{
     DESCRIPTION,
     binding::{Binding, Body, PACKAGE},
 };
-
-/// Numbers of the fields of descriptors that lead to comments (google/protobuf/descriptor.proto).
-mod path {
-    pub(super) const FILE_MESSAGE: i32 = 4;
-    pub(super) const FILE_ENUM: i32 = 5;
-    pub(super) const FILE_SERVICE: i32 = 6;
-    pub(super) const MESSAGE_FIELD: i32 = 2;
-    pub(super) const ENUM_VALUE: i32 = 2;
-    pub(super) const SERVICE_METHOD: i32 = 2;
-}
 
 /// What comments end with where a field cannot be set.
 const OUTPUT_ONLY: &str = "Output only.";
@@ -72,27 +63,15 @@ struct Writer {
     messages: BTreeMap<String, MessageDescriptor>,
     enums: BTreeMap<String, EnumDescriptor>,
     services: BTreeMap<String, String>,
-    comments: HashMap<String, Comments>,
 }
-
-/// Comments of a file by what they are about.
-type Comments = HashMap<Vec<i32>, String>;
 
 impl Writer {
     fn operation(&mut self, binding: &Binding, nth: u32) -> (String, Value) {
         let method = &binding.method;
         let service = method.parent_service();
-        let file = service.parent_file();
-        let service_at = [path::FILE_SERVICE, position(service.index())];
-        let service_comment = self.comment(&file, &service_at);
-        self.services.insert(service.name().to_owned(), service_comment);
-        let at = [
-            service_at[0],
-            service_at[1],
-            path::SERVICE_METHOD,
-            position(method.index()),
-        ];
-        let comment = self.comment(&file, &at);
+        self.services
+            .insert(service.name().to_owned(), comments::of_service(service));
+        let comment = comments::of_method(method);
         let mut names = BTreeSet::new();
         let (path, mut parameters) = path_of(binding, &mut names);
         let body = match &binding.body {
@@ -169,14 +148,7 @@ impl Writer {
     /// A field's schema, with what its comment says.
     fn schema(&mut self, field: &FieldDescriptor) -> Value {
         let schema = self.bare(field);
-        let message = field.parent_message();
-        let comment = match self.place(message) {
-            Some(mut at) => {
-                at.extend([path::MESSAGE_FIELD, position(index_of(field))]);
-                self.comment(&message.parent_file(), &at)
-            }
-            None => String::new(),
-        };
+        let comment = comments::of_field(field);
         let Value::Object(mut schema) = schema else {
             return schema;
         };
@@ -262,20 +234,13 @@ impl Writer {
             if !required.is_empty() {
                 schema["required"] = json!(required);
             }
-            if let Some(at) = self.place(&message) {
-                schema["description"] = Value::String(self.comment(&message.parent_file(), &at));
-            }
+            schema["description"] = Value::String(comments::of_message(&message));
             all.insert(name, schema);
         }
         for (name, values) in self.enums.clone() {
-            let file = values.parent_file();
-            let at = file.enums().position(|other| other == values);
-            let comment = |at: &[i32], this: &mut Self| this.comment(&file, at);
-            let place = [path::FILE_ENUM, at.map_or(-1, position)];
-            let mut description = comment(&place, self);
-            for (nth, value) in values.values().enumerate() {
-                let of_value = comment(&[place[0], place[1], path::ENUM_VALUE, position(nth)], self);
-                description.push_str(&format!("\n- `{}`: {of_value}", value.name()));
+            let mut description = comments::of_enum(&values);
+            for value in values.values() {
+                description.push_str(&format!("\n- `{}`: {}", value.name(), comments::of_value(&value)));
             }
             let names: Vec<_> = values.values().map(|value| value.name().to_owned()).collect();
             all.insert(
@@ -286,34 +251,6 @@ impl Writer {
         all.insert("Error".to_owned(), error_schema());
         all
     }
-
-    /// Where a message stands in its file; our messages are in no others.
-    fn place(&self, message: &MessageDescriptor) -> Option<Vec<i32>> {
-        let at = message.parent_file().messages().position(|other| other == *message)?;
-        Some(vec![path::FILE_MESSAGE, position(at)])
-    }
-
-    fn comment(&mut self, file: &FileDescriptor, at: &[i32]) -> String {
-        let comments = self
-            .comments
-            .entry(file.name().to_owned())
-            .or_insert_with(|| comments(file));
-        comments.get(at).cloned().unwrap_or_default()
-    }
-}
-
-fn comments(file: &FileDescriptor) -> Comments {
-    let descriptor = file.file_descriptor_proto();
-    let locations = descriptor
-        .source_code_info
-        .as_ref()
-        .map(|info| info.location.as_slice());
-    let of = |location: &prost_types::source_code_info::Location| {
-        let text = location.leading_comments.as_ref()?;
-        let lines: Vec<&str> = text.lines().map(str::trim).collect();
-        Some((location.path.clone(), lines.join(" ").trim().to_owned()))
-    };
-    locations.unwrap_or_default().iter().filter_map(of).collect()
 }
 
 /// A path with a name for each of its places, and those as parameters.
@@ -373,21 +310,6 @@ fn error_schema() -> Value {
             },
         } },
     })
-}
-
-fn index_of(field: &FieldDescriptor) -> usize {
-    // Fields come by their numbers; comments are counted as the file has them.
-    let message = field.parent_message();
-    let declared = &message.descriptor_proto().field;
-    declared
-        .iter()
-        .position(|other| other.name() == field.name())
-        .unwrap_or(usize::MAX)
-}
-
-/// A place as descriptors count it; nothing is at one that does not fit.
-fn position(index: usize) -> i32 {
-    i32::try_from(index).unwrap_or(-1)
 }
 
 #[cfg(test)]
