@@ -336,14 +336,14 @@ async fn numbers_are_within_their_bounds() {
             pipe.settings.get_or_insert_default().max_batch_bytes = 1 << 63;
         }),
         ("pipe.settings.compression", |pipe| {
-            pipe.settings.get_or_insert_default().compression = 99
+            pipe.settings.get_or_insert_default().compression = 99;
         }),
         ("pipe.scaling.replicas", |pipe| {
             pipe.scaling.get_or_insert_default().replicas = u32::MAX;
         }),
         ("pipe.desired_state", |pipe| pipe.desired_state = -1),
         ("pipe.source.kinesis.iterator_type", |pipe| {
-            kinesis_of(pipe).iterator_type = 99
+            kinesis_of(pipe).iterator_type = 99;
         }),
         ("pipe.source.kinesis.timestamp", |pipe| {
             kinesis_of(pipe).iterator_type = proto::IteratorType::AtTimestamp.into();
