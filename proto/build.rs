@@ -2,8 +2,6 @@
 
 use std::{env, fs, path::PathBuf};
 
-use prost::Message as _;
-
 const FILES: [&str; 7] = [
     "millrace/api/v1/access.proto",
     "millrace/api/v1/credential.proto",
@@ -25,13 +23,19 @@ const SECRETS: [&str; 6] = [
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo:rerun-if-changed=millrace");
-    let descriptors = protox::compile(FILES, ["."])?;
+    println!("cargo:rerun-if-changed=third_party");
+    let mut compiler = protox::Compiler::new([".", "third_party"])?;
+    compiler
+        .include_imports(true)
+        .include_source_info(true)
+        .open_files(FILES)?;
     let out = PathBuf::from(env::var("OUT_DIR")?);
-    fs::write(out.join("millrace.binpb"), descriptors.encode_to_vec())?;
+    // With the options of others' making (google.api.http), which the messages of prost do not keep.
+    fs::write(out.join("millrace.binpb"), compiler.encode_file_descriptor_set())?;
     // Messages that hold a secret get a Debug that does not print it (src/lib.rs).
     tonic_prost_build::configure()
         .btree_map(".")
         .skip_debug(SECRETS)
-        .compile_fds(descriptors)?;
+        .compile_fds(compiler.file_descriptor_set())?;
     Ok(())
 }

@@ -3,12 +3,13 @@
 //! ```text
 //!   user -> pipe (what is wanted) -> position, batch, gap (what was read) -> clickhouse (where it goes)
 //!
-//!   ids, reason, error, clock, shutdown, grpc, aws, crypto, config, failpoint, telemetry: under all of it
+//!   ids, reason, error, proto_json, clock, shutdown, grpc, aws, crypto, config, failpoint, telemetry: under all of it
 //! ```
 
 pub mod ids;
 pub mod pipe;
 pub mod json_pointer;
+pub mod proto_json;
 pub mod reason;
 pub mod position;
 pub mod batch;

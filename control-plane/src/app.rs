@@ -6,6 +6,7 @@
 
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
+use http::{HeaderName, HeaderValue, Method, header};
 use millrace_common::{
     clock::Clock,
     crypto::Sealer,
@@ -16,6 +17,7 @@ use tokio::{net::TcpListener, task::JoinHandle};
 use tokio_stream::wrappers::TcpListenerStream;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
+use tower_http::cors::CorsLayer;
 
 use crate::{
     api::Api,
@@ -24,10 +26,14 @@ use crate::{
     destination, discovery,
     endpoint::Policy,
     leader::{self, Candidate, Elector},
+    rest,
     store::{self, Store},
 };
 
 mod duty;
+
+/// How long browsers go by what they were told of who may call.
+const BROWSERS_REMEMBER: Duration = Duration::from_secs(600);
 
 /// How to run a control plane.
 #[derive(Clone)]
@@ -53,6 +59,8 @@ pub struct Options {
     pub endpoints: Policy,
     /// How callers are known.
     pub auth: Auth,
+    /// Origins, such as `https://console.example.com`, whose pages may call.
+    pub browsers: Vec<HeaderValue>,
     /// TLS of the server; plain if `None`.
     pub tls: Option<ServerTls>,
     /// Wall clock.
@@ -75,6 +83,7 @@ impl Options {
             destination: destination::Options::default(),
             endpoints: Policy::default(),
             auth: Auth::default(),
+            browsers: Vec::new(),
             tls: None,
             clock: Clock::System,
             drain: shutdown::DRAIN_DEADLINE,
@@ -105,6 +114,9 @@ pub enum Error {
     /// The reflection service does not take our own descriptors.
     #[error("the embedded protocol descriptors are not valid")]
     Descriptors(#[source] tonic_reflection::server::Error),
+    /// The protocol does not say how all of it is called over HTTP.
+    #[error("the embedded protocol has no HTTP form")]
+    Rest(#[source] rest::Error),
     /// A task panicked.
     #[error("a part of the control plane panicked")]
     Panic(#[source] tokio::task::JoinError),
@@ -254,6 +266,7 @@ impl Parts {
             name_of(&tokens),
         ];
         set_serving(&health, &services).await;
+        let rest = rest::Layer::new(matches!(options.auth, Auth::None)).map_err(Error::Rest)?;
         let guard = Guard::new(options.auth.clone(), store.clone(), options.clock.clone());
         let duty = duty::Duty {
             store: store.clone(),
@@ -274,6 +287,10 @@ impl Parts {
             .map_err(Error::Descriptors)?;
         let stop = shutdown.clone();
         let serving = server
+            .accept_http1(true)
+            .layer(cors(&options.browsers))
+            .layer(rest)
+            .layer(tonic_web::GrpcWebLayer::new())
             .layer(auth::Layer::new(guard))
             .add_service(health_service)
             .add_service(reflection)
@@ -336,6 +353,20 @@ impl Parts {
         tracing::info!("the control plane has ended");
         served
     }
+}
+
+/// What browsers are told of who may call: pages of these origins.
+fn cors(origins: &[HeaderValue]) -> CorsLayer {
+    let gives = [header::AUTHORIZATION, header::CONTENT_TYPE]
+        .into_iter()
+        .chain(["x-grpc-web", "x-user-agent", "grpc-timeout"].map(HeaderName::from_static));
+    let gets = ["grpc-status", "grpc-message", "grpc-status-details-bin"].map(HeaderName::from_static);
+    CorsLayer::new()
+        .allow_origin(origins.to_vec())
+        .allow_methods([Method::GET, Method::POST, Method::PATCH, Method::DELETE])
+        .allow_headers(gives.collect::<Vec<_>>())
+        .expose_headers(gets)
+        .max_age(BROWSERS_REMEMBER)
 }
 
 /// Name of a service, as health is asked for.

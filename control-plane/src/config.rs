@@ -145,6 +145,8 @@ impl Args {
         let tls = self.auth.tls();
         keep(auth.as_ref().map(drop).map_err(Clone::clone));
         keep(tls.as_ref().map(drop).map_err(Clone::clone));
+        let browsers = self.auth.browsers();
+        keep(browsers.as_ref().map(drop).map_err(Clone::clone));
         let aws = self.aws.settings(&mut errors);
         let leader = leader.map(|ttl| leader::Options { ttl }).unwrap_or_default();
         match (listen, connections, ttl, heartbeat, discovery, sealer) {
@@ -171,6 +173,7 @@ impl Args {
                     destination: destination::Options::default(),
                     endpoints: Policy::new(self.endpoint_hosts.iter().cloned()),
                     auth: auth.unwrap_or_default(),
+                    browsers: browsers.unwrap_or_default(),
                     tls: tls.unwrap_or_default(),
                     clock: Clock::System,
                     drain: DRAIN_DEADLINE,

@@ -28,6 +28,7 @@ pub mod events;
 pub mod leader;
 pub mod lifecycle;
 pub mod protocol;
+pub mod rest;
 pub mod sample;
 pub mod scheduler;
 pub mod sessions;

@@ -3,7 +3,8 @@
 # package manager of the system's; asks nothing; does nothing, at once, when everything is there.
 #
 #   tools.sh demo          what `make demo` needs: a ClickHouse engine
-#   tools.sh test          what `make test` needs: that, PostgreSQL, buf, a Kinesis emulator that is not ours, boto3, grpcio-tools
+#   tools.sh test          what `make test` needs: that, PostgreSQL, buf, a reader of OpenAPI, a Kinesis emulator that is not ours,
+#                          boto3, grpcio-tools
 #   tools.sh dir           prints the directory
 #   tools.sh run NAME …    runs an installed program (buf, python3, shellcheck)
 #   tools.sh clean         removes the directory
@@ -183,7 +184,7 @@ install() { # PROFILE
         case $part in
         engine) what='ClickHouse (130 MB)' ;;
         postgres) what='PostgreSQL' ;;
-        npm) what='buf and kinesis-local' ;;
+        npm) what='buf, kinesis-local and a reader of OpenAPI' ;;
         python) what='boto3 and grpcio-tools' ;;
         esac
         say "installing $what into $tools/$part"

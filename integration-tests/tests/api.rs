@@ -8,9 +8,11 @@ mod api {
     mod credentials;
     mod discovery;
     mod events;
+    mod hostile;
     mod inference;
     mod life;
     mod rejected;
+    mod rest;
     mod revisions;
     mod tables;
     mod trouble;

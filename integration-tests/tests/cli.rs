@@ -12,6 +12,7 @@ mod cli {
     mod python;
     mod rejected;
     mod tokens;
+    mod top;
     mod transcript;
     mod wizard;
 }

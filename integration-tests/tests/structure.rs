@@ -119,13 +119,17 @@ fn every_file_says_what_it_is() {
     assert!(silent.is_empty(), "files without a header:\n{}", silent.join("\n"));
 }
 
-/// The tests that `docs/faults.md` names are there, so that a promise does not outlive its proof.
+/// The tests that documents of promises name are there, so that a promise does not outlive its proof.
 #[test]
 fn promises_name_tests_that_exist() {
     let root = repository();
-    let text = fs::read_to_string(root.join("docs/faults.md")).expect("the document");
     let mut files = Vec::new();
-    for directory in ["integration-tests/tests", "data-plane/src"] {
+    for directory in [
+        "integration-tests/tests",
+        "data-plane/src",
+        "control-plane/src",
+        "clients/cli/src",
+    ] {
         sources(&root.join(directory), &mut files);
     }
     let code: String = files
@@ -139,16 +143,19 @@ fn promises_name_tests_that_exist() {
                 .bytes()
                 .all(|byte| byte.is_ascii_lowercase() || byte == b'_' || byte.is_ascii_digit())
     };
-    let named: Vec<&str> = text.split('`').filter(is_test).collect();
-    assert!(named.len() > 30, "{named:?}");
-    let missing: Vec<_> = named
-        .iter()
-        .filter(|name| !code.contains(&format!("fn {name}(")))
-        .collect();
-    assert!(
-        missing.is_empty(),
-        "docs/faults.md names tests that are not there: {missing:?}"
-    );
+    for (document, least) in [("docs/faults.md", 30), ("docs/hostile-requests.md", 15)] {
+        let text = fs::read_to_string(root.join(document)).expect("the document");
+        let named: Vec<&str> = text.split('`').filter(is_test).collect();
+        assert!(named.len() > least, "{document}: {named:?}");
+        let missing: Vec<_> = named
+            .iter()
+            .filter(|name| !code.contains(&format!("fn {name}(")))
+            .collect();
+        assert!(
+            missing.is_empty(),
+            "{document} names tests that are not there: {missing:?}"
+        );
+    }
 }
 
 /// What kinds of events there are is part of the API, and clients read of it in the contract.

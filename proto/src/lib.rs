@@ -25,6 +25,8 @@ pub mod worker {
     }
 }
 
+pub mod comments;
+
 /// The encoded `FileDescriptorSet` of everything here, for gRPC reflection.
 pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/millrace.binpb"));
 

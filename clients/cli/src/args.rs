@@ -11,7 +11,7 @@ use millrace_common::grpc::AccessOptions;
 use crate::{
     exit::Error,
     output::{self, Format},
-    standalone, wait,
+    standalone, top, wait,
 };
 
 /// Move Kinesis streams into ClickHouse: pipes, credentials, and a single-machine Millrace.
@@ -107,6 +107,14 @@ pub(crate) enum Command {
         #[arg(short, long, value_name = "FILE")]
         file: PathBuf,
     },
+    /// Say what the fields of a file are.
+    Explain {
+        /// A path, such as `pipe.source.kinesis` or `credential`. Without it: `pipe`.
+        #[arg(value_name = "PATH")]
+        path: Option<String>,
+    },
+    /// Show all pipes of the project and how they get on, those that lag most first.
+    Top(top::Options),
     /// Print a script that completes these commands in a shell.
     Completion {
         /// The shell.

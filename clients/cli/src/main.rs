@@ -10,6 +10,7 @@ mod discovery;
 mod draft;
 mod events;
 mod exit;
+mod explain;
 mod list;
 mod manifest;
 mod output;
@@ -19,6 +20,7 @@ mod reset;
 mod revisions;
 mod standalone;
 mod token;
+mod top;
 mod wait;
 mod watch;
 mod wizard;
@@ -64,6 +66,8 @@ async fn run(cli: Cli) -> Result<ExitCode, exit::Error> {
             let differs = apply::diff(&cli.connection, &file).await?;
             return Ok(ExitCode::from(u8::from(differs)));
         }
+        Command::Explain { path } => explain::run(path.as_deref()),
+        Command::Top(options) => top::run(&cli.connection, &options).await,
         Command::Completion { shell } => args::complete(shell),
         Command::Rejected(command) => rejected::run(&cli.connection, command).await,
         Command::Standalone(options) => standalone::run(*options).await,

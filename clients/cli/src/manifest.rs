@@ -1,12 +1,11 @@
-//! Resources as files: YAML or JSON in the proto JSON mapping, made friendlier in three ways. Field names may be
-//! `snake_case` or `lowerCamelCase`; enum values may leave their prefix out (`TRIM_HORIZON`); and what is wrong is named
-//! by its path, with the fields that would be right.
+//! Resources as files: YAML or JSON in the proto JSON mapping, as friendly as [`proto_json`] reads it.
 
 use std::{io::Read as _, path::Path};
 
+use millrace_common::proto_json;
 use millrace_proto::DESCRIPTOR_POOL;
 use prost::Message;
-use prost_reflect::{DynamicMessage, EnumDescriptor, Kind, MessageDescriptor, SerializeOptions};
+use prost_reflect::{DynamicMessage, MessageDescriptor};
 use serde::Deserialize as _;
 use serde_json::Value;
 
@@ -77,11 +76,7 @@ fn message<M: Message + Default>(mut value: Value, full_name: &str) -> Result<M,
     {
         return Err(Error::Local(format!("kind: must be {}, not {kind}", descriptor.name())));
     }
-    normalize(&mut value, &descriptor, "")?;
-    let mut track = serde_path_to_error::Track::new();
-    let tracked = serde_path_to_error::Deserializer::new(value, &mut track);
-    let dynamic = DynamicMessage::deserialize(descriptor, tracked)
-        .map_err(|error| Error::Local(format!("{}: {error}", track.path())))?;
+    let dynamic = proto_json::read(value, &descriptor).map_err(|error| Error::Local(error.to_string()))?;
     dynamic
         .transcode_to()
         .map_err(|error| Error::Local(format!("the file does not fit: {error}")))
@@ -91,92 +86,13 @@ fn message<M: Message + Default>(mut value: Value, full_name: &str) -> Result<M,
 pub(crate) fn to_json<M: Message>(message: &M, full_name: &str) -> Result<Value, Error> {
     let dynamic = DynamicMessage::decode(descriptor(full_name)?, message.encode_to_vec().as_slice())
         .map_err(|error| Error::Local(format!("the answer does not decode: {error}")))?;
-    dynamic
-        .serialize_with_options(serde_json::value::Serializer, &SerializeOptions::new())
-        .map_err(|error| Error::Local(format!("the answer does not print: {error}")))
+    proto_json::write(&dynamic).map_err(|error| Error::Local(format!("the answer does not print: {error}")))
 }
 
 fn descriptor(full_name: &str) -> Result<MessageDescriptor, Error> {
     DESCRIPTOR_POOL
         .get_message_by_name(full_name)
         .ok_or_else(|| Error::Local(format!("{full_name} is not in the protocol")))
-}
-
-/// Checks field names against the descriptor, and writes enum values out in full.
-fn normalize(value: &mut Value, message: &MessageDescriptor, path: &str) -> Result<(), Error> {
-    // Well-known types have a JSON form of their own (a string), which is checked when it is parsed.
-    let Value::Object(fields) = value else { return Ok(()) };
-    for (key, value) in fields.iter_mut() {
-        let at = if path.is_empty() {
-            key.clone()
-        } else {
-            format!("{path}.{key}")
-        };
-        let Some(field) = message.fields().find(|f| f.name() == key || f.json_name() == key) else {
-            let known: Vec<_> = message.fields().map(|f| f.name().to_owned()).collect();
-            return Err(Error::Local(format!(
-                "{at}: no such field; there are: {}",
-                known.join(", ")
-            )));
-        };
-        let kind = if field.is_map() {
-            match field.kind() {
-                Kind::Message(entry) => entry.map_entry_value_field().kind(),
-                other => other,
-            }
-        } else {
-            field.kind()
-        };
-        match value {
-            Value::Array(items) if field.is_list() => {
-                for (index, item) in items.iter_mut().enumerate() {
-                    normalize_value(item, &kind, &format!("{at}[{index}]"))?;
-                }
-            }
-            Value::Object(entries) if field.is_map() => {
-                for (key, item) in entries.iter_mut() {
-                    normalize_value(item, &kind, &format!("{at}[{key}]"))?;
-                }
-            }
-            other => normalize_value(other, &kind, &at)?,
-        }
-    }
-    Ok(())
-}
-
-fn normalize_value(value: &mut Value, kind: &Kind, path: &str) -> Result<(), Error> {
-    match kind {
-        Kind::Message(message) => normalize(value, message, path),
-        Kind::Enum(kind) => normalize_enum(value, kind, path),
-        _ => Ok(()),
-    }
-}
-
-fn normalize_enum(value: &mut Value, kind: &EnumDescriptor, path: &str) -> Result<(), Error> {
-    let Value::String(given) = value else { return Ok(()) };
-    let wanted = given.to_ascii_uppercase();
-    let prefix = enum_prefix(kind);
-    if let Some(found) = kind
-        .values()
-        .find(|known| known.name() == wanted || known.name().strip_prefix(&prefix) == Some(&wanted))
-    {
-        *given = found.name().to_owned();
-        return Ok(());
-    }
-    let known: Vec<_> = kind
-        .values()
-        .filter(|value| value.number() != 0)
-        .map(|value| value.name().trim_start_matches(&prefix).to_owned())
-        .collect();
-    Err(Error::Local(format!(
-        "{path}: {given:?} is not one of {}",
-        known.join(", ")
-    )))
-}
-
-/// What the names of an enum's values begin with: of `…_UNSPECIFIED`, all before that word.
-fn enum_prefix(kind: &EnumDescriptor) -> String {
-    kind.default_value().name().trim_end_matches("UNSPECIFIED").to_owned()
 }
 
 #[cfg(test)]

@@ -87,6 +87,7 @@ pub(crate) async fn run(options: Options) -> Result<(), Error> {
         *worker = Some(token);
     }
     control_plane_options.auth = auth;
+    control_plane_options.browsers = options.auth.browsers().map_err(Error::Local)?;
     let end_control_plane = CancellationToken::new();
     let running = control_plane::App::start(control_plane_options, end_control_plane.clone())
         .await

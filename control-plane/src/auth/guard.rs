@@ -118,11 +118,16 @@ impl Guard {
     }
 
     async fn caller(&self, headers: &HeaderMap) -> Result<Caller, ApiError> {
-        let Some(given) = headers.get(AUTHORIZATION) else {
+        let mut all = headers.get_all(AUTHORIZATION).iter();
+        let Some(given) = all.next() else {
             return Err(unauthenticated(
                 "this control plane needs a token: send `authorization: Bearer …`",
             ));
         };
+        // A proxy in front may go by another one of them.
+        if all.next().is_some() {
+            return Err(unauthenticated("there is more than one authorization: send one"));
+        }
         let given = given.to_str().ok().and_then(|text| {
             let (scheme, token) = text.split_once(' ')?;
             scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())

@@ -7,8 +7,10 @@ use std::{
 };
 
 use clap::{Args, ValueEnum};
+use http::HeaderValue;
 use millrace_common::grpc::ServerTls;
 use secrecy::SecretString;
+use url::Url;
 
 use crate::auth::Auth;
 
@@ -47,6 +49,9 @@ pub struct AuthOptions {
     /// Let everybody who reaches this control plane do everything, although it listens beyond this machine.
     #[arg(long, env = "MILLRACE_INSECURE_NO_AUTH")]
     pub insecure_no_auth: bool,
+    /// Origins, such as `https://console.example.com`, whose pages may call from a browser, comma-separated. Without: none.
+    #[arg(long, env = "MILLRACE_ALLOW_ORIGINS", value_delimiter = ',', value_name = "ORIGIN")]
+    pub allow_origins: Vec<String>,
     /// PEM file with the certificate of this control plane. With it, all that is served is TLS.
     #[arg(long, env = "MILLRACE_TLS_CERT_FILE")]
     pub tls_cert_file: Option<PathBuf>,
@@ -88,6 +93,24 @@ impl AuthOptions {
             // The tokens that were made before are good without it.
             AuthMode::Tokens => Ok(Auth::Tokens { admin, worker }),
         }
+    }
+
+    /// Origins whose pages may call.
+    ///
+    /// # Errors
+    /// The one that is none.
+    pub fn browsers(&self) -> Result<Vec<HeaderValue>, String> {
+        let parse = |text: &String| {
+            let wrong =
+                || format!("--allow-origins: {text:?} is no origin: expected one such as https://console.example.com");
+            let url = Url::parse(text).map_err(|_| wrong())?;
+            // Browsers say it in one way only; what is written in another would match none of them.
+            if !matches!(url.scheme(), "http" | "https") || url.origin().ascii_serialization() != *text {
+                return Err(wrong());
+            }
+            HeaderValue::from_str(text).map_err(|_| wrong())
+        };
+        self.allow_origins.iter().map(parse).collect()
     }
 
     /// TLS of the server, if it is wanted.
@@ -199,6 +222,32 @@ mod tests {
             .unwrap_err()
             .contains("cannot read")
         );
+    }
+
+    #[test]
+    fn an_origin_is_written_as_browsers_write_it() {
+        let of = |origin: &str| {
+            let options = AuthOptions {
+                allow_origins: vec![origin.to_owned()],
+                ..AuthOptions::default()
+            };
+            options.browsers()
+        };
+        for origin in ["https://console.example.com", "http://localhost:3000"] {
+            assert_eq!(of(origin).unwrap(), [origin]);
+        }
+        for origin in [
+            "*",
+            "null",
+            "",
+            "https://a.example/",
+            "https://a.example/x",
+            "https://A.example",
+            "https://a.example:443",
+            "ftp://a",
+        ] {
+            assert!(of(origin).unwrap_err().contains("--allow-origins"), "{origin}");
+        }
     }
 
     #[test]

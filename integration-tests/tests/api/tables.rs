@@ -8,7 +8,7 @@ use tonic::Code;
 
 use super::bed::{Bed, DATABASE, PARENT, WRITER, assert_refused, destination_of, status_of};
 
-fn managed(bed: &Bed, table: &str) -> proto::Pipe {
+pub(super) fn managed(bed: &Bed, table: &str) -> proto::Pipe {
     let mut pipe = bed.pipe(table);
     let destination = destination_of(&mut pipe);
     destination.managed_table = true;

@@ -23,6 +23,7 @@ async fn a_client_generated_for_python_drives_every_rpc() -> anyhow::Result<()> 
     let generate = tokio::process::Command::new(&python)
         .args(["-m", "grpc_tools.protoc"])
         .arg(format!("--proto_path={}", protos.display()))
+        .arg(format!("--proto_path={}", protos.join("third_party").display()))
         .arg(format!("--python_out={}", generated.display()))
         .arg(format!("--grpc_python_out={}", generated.display()))
         .args(&files)

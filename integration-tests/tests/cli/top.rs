@@ -1,0 +1,29 @@
+//! `millrace top`: a pipe at work, as people see it.
+
+use anyhow::ensure;
+
+use super::bed::{Bed, ORDERS};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pipe_at_work_is_shown_with_what_it_has_done() -> anyhow::Result<()> {
+    let bed = Bed::start().await?;
+    bed.credentials().await?;
+    bed.draft("orders").await?;
+    bed.run("millrace apply -f orders.yaml").await?;
+    bed.run(&format!("millrace pipe watch orders --until-records {ORDERS}"))
+        .await?;
+    let shown = bed.run("millrace top --count 2 --interval 0.3").await?;
+    let rows: Vec<Vec<&str>> = shown
+        .lines()
+        .filter(|line| line.starts_with("orders "))
+        .map(|line| line.split_whitespace().collect())
+        .collect();
+    let committed = ORDERS.to_string();
+    ensure!(rows.len() == 2, "{shown}");
+    // Nothing comes any more, which is known from the second look on.
+    ensure!(rows[0][1..5] == ["RUNNING", committed.as_str(), "-", "-"], "{shown}");
+    ensure!(rows[1][1..5] == ["RUNNING", committed.as_str(), "0", "0.0"], "{shown}");
+    let (code, _, error) = bed.code("millrace top -o json").await?;
+    ensure!(code == 1 && error.contains("pipe list -o json"), "{code} {error}");
+    bed.stop().await
+}
