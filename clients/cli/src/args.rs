@@ -166,6 +166,14 @@ pub(crate) enum Pipe {
     },
     /// Show the rows that a pipe would make of records of its stream, and what it would refuse. Inserts nothing.
     Preview(discovery::Preview),
+    /// Show some rows of a pipe's table, as JSON lines. Which rows is ClickHouse's choice.
+    Rows {
+        /// Pipe id or full name.
+        pipe: String,
+        /// At most this many, up to 100.
+        #[arg(long, default_value_t = 10, value_name = "COUNT")]
+        limit: u32,
+    },
     /// Show one pipe.
     Get {
         /// Pipe id or full name.

@@ -23,6 +23,12 @@ async fn a_pipe_at_work_is_shown_with_what_it_has_done() -> anyhow::Result<()> {
     // Nothing comes any more, which is known from the second look on.
     ensure!(rows[0][1..5] == ["RUNNING", committed.as_str(), "-", "-"], "{shown}");
     ensure!(rows[1][1..5] == ["RUNNING", committed.as_str(), "0", "0.0"], "{shown}");
+    let rows = bed.run("millrace pipe rows orders --limit 5").await?;
+    ensure!(rows.lines().count() == 5, "{rows}");
+    for row in rows.lines() {
+        let row: serde_json::Value = serde_json::from_str(row)?;
+        ensure!(row["order_id"].is_u64(), "{row}");
+    }
     let (code, _, error) = bed.code("millrace top -o json").await?;
     ensure!(code == 1 && error.contains("pipe list -o json"), "{code} {error}");
     bed.stop().await
