@@ -72,7 +72,6 @@ impl Api {
             };
             return Err(ApiError::invalid_field("all", what));
         }
-        let told = format!("{filter:?}");
         let now = self.clock.now().as_millisecond();
         filter.to_exclusive = Some(filter.to_exclusive.map_or(now, |to| to.min(now)));
         let pipe = self.pipe(&name).await?;
@@ -87,11 +86,21 @@ impl Api {
         if !request.validate_only && discarded.records > 0 {
             let (records, table) = (discarded.records, &destination.error_table);
             let message = format!("{records} rejected records were deleted from {table:?}");
-            let event = NewEvent::new(kind::REJECTED_DISCARDED, Severity::Info, message)
+            let mut event = NewEvent::new(kind::REJECTED_DISCARDED, Severity::Info, message)
                 .by(auth::actor())
                 .with("records", records)
-                .with("table", table)
-                .with("filter", if narrow { &told } else { "all" });
+                .with("table", table);
+            let when = |millis: Option<i64>| Some(Timestamp::from_millisecond(millis?).ok()?.to_string());
+            for (key, value) in [
+                ("error_type", filter.error_type.clone()),
+                ("shard_id", filter.shard_id.clone()),
+                ("from_time", when(filter.from_inclusive)),
+                ("to_time", when(filter.to_exclusive)),
+            ] {
+                if let Some(value) = value {
+                    event = event.with(key, value);
+                }
+            }
             self.store
                 .append_event(pipe.uid, &event)
                 .await
