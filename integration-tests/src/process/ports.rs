@@ -5,7 +5,8 @@
 
 use std::collections::HashSet;
 use std::io;
-use std::net::{Ipv4Addr, TcpListener};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use rand::Rng as _;
@@ -16,19 +17,22 @@ const LAST: u16 = 32_000;
 /// Enough tries that failing all of them means something other than bad luck.
 const TRIES: usize = 1_000;
 
+/// Nobody there is known at once on the loopback interface; a server that is paused answers late, or not at all.
+const CONNECT: Duration = Duration::from_millis(200);
+
 /// What this process handed out already: a port is free again for the kernel while its server is stopped.
 static TAKEN: Mutex<Option<HashSet<u16>>> = Mutex::new(None);
 
 /// A loopback TCP port on which nothing listens, and which this process will not hand out a second time.
 ///
 /// # Errors
-/// When no port of the range can be bound.
+/// When every port of the range that was tried has a server.
 pub fn free_port() -> io::Result<u16> {
     let mut taken = TAKEN.lock();
     let taken = taken.get_or_insert_default();
     for _ in 0..TRIES {
         let port = rand::rng().random_range(FIRST..=LAST);
-        if !taken.contains(&port) && TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok() {
+        if !taken.contains(&port) && is_free(port) {
             taken.insert(port);
             return Ok(port);
         }
@@ -39,9 +43,25 @@ pub fn free_port() -> io::Result<u16> {
     ))
 }
 
+/// Whether nothing listens. Found by calling, and not by listening for a moment: a program that another thread starts in that moment
+/// holds what was listened on until it is itself, and the server that the port is for would find it in use.
+fn is_free(port: u16) -> bool {
+    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+    TcpStream::connect_timeout(&address, CONNECT).is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_port_with_a_server_is_not_free() {
+        let server = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
+        let port = server.local_addr().expect("an address").port();
+        assert!(!is_free(port));
+        drop(server);
+        assert!(is_free(port));
+    }
 
     #[test]
     fn never_hands_out_a_port_twice() {
