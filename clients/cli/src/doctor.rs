@@ -88,7 +88,10 @@ pub(crate) async fn run(connection: &Connection, given: Option<&str>) -> Result<
         None => all(connection).await?,
     };
     if pipes.is_empty() {
-        output::line(&format!("the control plane answers; {} has no pipes", connection.parent()))?;
+        output::line(&format!(
+            "the control plane answers; {} has no pipes",
+            connection.parent()
+        ))?;
         return Ok(true);
     }
     let (mut rows, mut worst) = (Vec::new(), Verdict::Ok);
@@ -197,7 +200,11 @@ async fn source(connection: &Connection, one: &api::Pipe) -> Result<Finding, Err
         return Ok(Finding::new("source", Verdict::Look, what));
     }
     let actions = answer.findings.len();
-    Ok(Finding::new("source", Verdict::Ok, format!("{actions} actions are allowed")))
+    Ok(Finding::new(
+        "source",
+        Verdict::Ok,
+        format!("{actions} actions are allowed"),
+    ))
 }
 
 /// Decodes some records for the table as it is, and inserts nothing.
@@ -243,7 +250,10 @@ async fn rejected(connection: &Connection, one: &api::Pipe) -> Result<Finding, E
         parent: one.name.clone(),
         filter: Some(filter),
     };
-    let answer = match client::rejected_records(connection)?.count_rejected_records(request).await {
+    let answer = match client::rejected_records(connection)?
+        .count_rejected_records(request)
+        .await
+    {
         Ok(answer) => answer.into_inner(),
         // Writing to the table does not need the right to read it.
         Err(status) => return Ok(Finding::new("rejected", Verdict::Look, status.message())),

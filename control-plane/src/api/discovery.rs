@@ -20,8 +20,7 @@ use millrace_proto::api::v1::{
     DescribeTableRequest, DescribeTableResponse, InferSchemaRequest, InferSchemaResponse, ListDatabasesRequest,
     ListDatabasesResponse, ListStreamsRequest, ListStreamsResponse, ListTablesRequest, ListTablesResponse,
     PreviewRowsRequest, PreviewRowsResponse, SampleRecordsRequest, SampleRecordsResponse, SampleRowsRequest,
-    SampleRowsResponse,
-    discovery_service_server::DiscoveryService, infer_schema_request,
+    SampleRowsResponse, discovery_service_server::DiscoveryService, infer_schema_request,
 };
 use tonic::{Code, Request, Response, Status};
 

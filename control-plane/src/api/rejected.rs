@@ -6,7 +6,8 @@ use jiff::Timestamp;
 use millrace_common::{error::ApiError, ids::PipeName};
 use millrace_proto::api::v1::{
     self as proto, CountRejectedRecordsRequest, CountRejectedRecordsResponse, DiscardRejectedRecordsRequest,
-    DiscardRejectedRecordsResponse, ListRejectedRecordsRequest, ListRejectedRecordsResponse, rejected_record::Payload, rejected_record_service_server::RejectedRecordService,
+    DiscardRejectedRecordsResponse, ListRejectedRecordsRequest, ListRejectedRecordsResponse, rejected_record::Payload,
+    rejected_record_service_server::RejectedRecordService,
 };
 use tonic::{Code, Request, Response, Status};
 

@@ -783,14 +783,21 @@ async fn rows_that_landed_are_shown_within_bounds() {
     bed.sql(&insert("VALUES (18446744073709551615, unhex('ff'))")).await;
     let one = sample("landed", 0).await.expect("a row").rows;
     assert_eq!(one, ["{\"id\":18446744073709551615,\"name\":\"\u{fffd}\"}"]);
-    bed.sql(&insert("SELECT number, repeat('x', 300000) FROM numbers(50)")).await;
+    bed.sql(&insert("SELECT number, repeat('x', 300000) FROM numbers(50)"))
+        .await;
     let some = sample("landed", 100).await.expect("some rows");
     assert!((2..10).contains(&some.rows.len()), "{} rows of 300 kB", some.rows.len());
     bed.sql(&format!("TRUNCATE TABLE {DATABASE}.landed")).await;
-    bed.sql(&insert("SELECT number, concat(repeat('x', 900000), repeat('x', 900000)) FROM numbers(3)"))
-        .await;
+    bed.sql(&insert(
+        "SELECT number, concat(repeat('x', 900000), repeat('x', 900000)) FROM numbers(3)",
+    ))
+    .await;
     let large = sample("landed", 3).await.expect("an answer");
-    assert!(large.rows.is_empty() && large.omitted_row_count > 0, "{}", large.omitted_row_count);
+    assert!(
+        large.rows.is_empty() && large.omitted_row_count > 0,
+        "{}",
+        large.omitted_row_count
+    );
     let status = sample("landed", 101).await.expect_err("too many");
     assert_refused(&status, Code::InvalidArgument, "INVALID_FIELD", "limit", "100");
     let status = sample("nobody", 1).await.expect_err("no such pipe");

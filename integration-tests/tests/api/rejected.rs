@@ -200,7 +200,9 @@ async fn what_is_discarded_is_gone_and_nothing_else() {
         .await;
     // Rejected after it is called, as the clock of a worker may have it.
     let later = jiff::Timestamp::now().as_millisecond() + 3_600_000;
-    errors.add("discarding", &errors.uid, &[(later, "it's", "'e'", "6")]).await;
+    errors
+        .add("discarding", &errors.uid, &[(later, "it's", "'e'", "6")])
+        .await;
     let discard = async |request: proto::DiscardRejectedRecordsRequest| {
         let mut client = RejectedRecordServiceClient::new(errors.bed.channel.clone());
         let request = proto::DiscardRejectedRecordsRequest {
@@ -215,7 +217,11 @@ async fn what_is_discarded_is_gone_and_nothing_else() {
             ..Default::default()
         })
     };
-    for (filter, all) in [(None, false), (Some(proto::RejectedRecordFilter::default()), false), (class("it's"), true)] {
+    for (filter, all) in [
+        (None, false),
+        (Some(proto::RejectedRecordFilter::default()), false),
+        (class("it's"), true),
+    ] {
         let request = proto::DiscardRejectedRecordsRequest {
             filter,
             all,
@@ -255,7 +261,13 @@ async fn what_is_discarded_is_gone_and_nothing_else() {
         parent: name("discarding"),
         ..Default::default()
     };
-    let events = errors.bed.pipes.clone().list_pipe_events(request).await.expect("events");
+    let events = errors
+        .bed
+        .pipes
+        .clone()
+        .list_pipe_events(request)
+        .await
+        .expect("events");
     let told: Vec<_> = events
         .into_inner()
         .events

@@ -45,7 +45,9 @@ async fn a_pipe_at_work_is_shown_with_what_it_has_done() -> anyhow::Result<()> {
     ensure!(verdicts == checks.map(|check| (check, "ok")), "{healthy}");
     bed.clickhouse.query("DROP TABLE default.orders SYNC").await?;
     let (code, ill, _) = bed.code("millrace doctor orders").await?;
-    let wrong = ill.lines().any(|line| line.contains("destination") && line.contains("WRONG"));
+    let wrong = ill
+        .lines()
+        .any(|line| line.contains("destination") && line.contains("WRONG"));
     ensure!(code == 1 && wrong, "{code} {ill}");
     let (code, _, error) = bed.code("millrace doctor nobody").await?;
     ensure!(code == 3 && error.contains("nobody"), "{code} {error}");
