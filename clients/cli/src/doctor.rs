@@ -207,8 +207,23 @@ async fn source(connection: &Connection, one: &api::Pipe) -> Result<Finding, Err
     ))
 }
 
-/// Decodes some records for the table as it is, and inserts nothing.
+/// Looks for the table, decodes some records for it, and inserts nothing.
 async fn destination(connection: &Connection, one: &api::Pipe) -> Result<Finding, Error> {
+    let to = one.destination.clone().unwrap_or_default();
+    // A managed table is not looked at where rows are previewed: it might be about to be made.
+    let request = api::DescribeTableRequest {
+        parent: connection.parent(),
+        server: Some(api::ClickHouseServer {
+            endpoint: to.endpoint,
+            credential: to.credential,
+        }),
+        database: to.database,
+        table: to.table,
+        ..Default::default()
+    };
+    if let Err(status) = client::discovery(connection)?.describe_table(request).await {
+        return Ok(Finding::failed("destination", &status));
+    }
     let options = api::SampleOptions {
         max_records: TRIED_RECORDS,
         ..Default::default()
