@@ -52,6 +52,9 @@ pub mod kind {
         /// A consumer that Millrace had registered for the pipe, and that it does not read with any more, was found and deregistered;
         /// `consumer` and `stream`.
         CONSUMER_DEREGISTERED;
+        /// A user had rejected records deleted from the error table; `records`, `table`, and what
+        /// they had in common: `error_type`, `shard_id`, `from_time`, `to_time`.
+        REJECTED_DISCARDED;
     }
 }
 

@@ -113,6 +113,12 @@ pub(crate) enum Command {
         #[arg(value_name = "PATH")]
         path: Option<String>,
     },
+    /// Say what is wrong with a pipe, and what to do: its state, its rights, its lag, whether records of its stream become rows. The
+    /// exit code is 1 if something is wrong. Changes nothing.
+    Doctor {
+        /// Pipe id or full name. Without it: all pipes of the project.
+        pipe: Option<String>,
+    },
     /// Show all pipes of the project and how they get on, those that lag most first.
     Top(top::Options),
     /// Print a script that completes these commands in a shell.
@@ -166,6 +172,14 @@ pub(crate) enum Pipe {
     },
     /// Show the rows that a pipe would make of records of its stream, and what it would refuse. Inserts nothing.
     Preview(discovery::Preview),
+    /// Show some rows of a pipe's table, as JSON lines. Which rows is ClickHouse's choice.
+    Rows {
+        /// Pipe id or full name.
+        pipe: String,
+        /// At most this many, up to 100.
+        #[arg(long, default_value_t = 10, value_name = "COUNT")]
+        limit: u32,
+    },
     /// Show one pipe.
     Get {
         /// Pipe id or full name.

@@ -25,6 +25,7 @@ const SCHEMA: &str = "millrace.api.v1.InferSchemaResponse";
 const DATABASE: &str = "millrace.api.v1.DatabaseSummary";
 const TABLE: &str = "millrace.api.v1.TableSummary";
 const DESCRIPTION: &str = "millrace.api.v1.DescribeTableResponse";
+const ROWS: &str = "millrace.api.v1.SampleRowsResponse";
 const PREVIEW: &str = "millrace.api.v1.PreviewRowsResponse";
 const DECODING: &str = "millrace.api.v1.Decoding";
 
@@ -491,4 +492,28 @@ pub(crate) async fn preview(connection: &Connection, given: &Preview) -> Result<
         output::count(answer.row_count)
     ))?;
     refused(&answer.refused, answer.refused_count)
+}
+
+/// Rows of a pipe's table.
+pub(crate) async fn rows(connection: &Connection, pipe: &str, limit: u32) -> Result<(), Error> {
+    let request = api::SampleRowsRequest {
+        pipe: connection.name("pipes", pipe),
+        limit,
+    };
+    let answer = client::discovery(connection)?
+        .sample_rows(request)
+        .await
+        .map_err(client::failed(connection))?
+        .into_inner();
+    if connection.output != Format::Table {
+        return output::document(&manifest::to_json(&answer, ROWS)?, connection.output);
+    }
+    for row in &answer.rows {
+        output::line(&crate::exit::printable(row))?;
+    }
+    match answer.omitted_row_count {
+        0 => {}
+        omitted => output::note(&format!("{omitted} rows of more than 1 MiB are left out")),
+    }
+    Ok(())
 }

@@ -7,6 +7,7 @@ mod args;
 mod client;
 mod credential;
 mod discovery;
+mod doctor;
 mod draft;
 mod events;
 mod exit;
@@ -67,6 +68,10 @@ async fn run(cli: Cli) -> Result<ExitCode, exit::Error> {
             return Ok(ExitCode::from(u8::from(differs)));
         }
         Command::Explain { path } => explain::run(path.as_deref()),
+        Command::Doctor { pipe } => {
+            let well = doctor::run(&cli.connection, pipe.as_deref()).await?;
+            return Ok(ExitCode::from(u8::from(!well)));
+        }
         Command::Top(options) => top::run(&cli.connection, &options).await,
         Command::Completion { shell } => args::complete(shell),
         Command::Rejected(command) => rejected::run(&cli.connection, command).await,

@@ -32,6 +32,7 @@ pub(crate) async fn run(connection: &Connection, command: Pipe) -> Result<(), Er
         Pipe::Draft(given) => Box::pin(draft::run(connection, &given)).await,
         Pipe::Update { file, field, dry_run } => update(connection, &file, field, dry_run).await,
         Pipe::Preview(given) => discovery::preview(connection, &given).await,
+        Pipe::Rows { pipe, limit } => discovery::rows(connection, &pipe, limit).await,
         Pipe::Get { pipe } => get(connection, &pipe).await,
         Pipe::List => list_all(connection).await,
         Pipe::Watch {

@@ -14,6 +14,7 @@ use crate::{
 };
 
 const RECORD: &str = "millrace.api.v1.RejectedRecord";
+const DISCARDED: &str = "millrace.api.v1.DiscardRejectedRecordsResponse";
 const COUNTS: &str = "millrace.api.v1.CountRejectedRecordsResponse";
 
 const RECORD_HEADER: [&str; 6] = ["TIME", "SHARD", "SEQUENCE NUMBER", "ERROR", "WHY", "DOCUMENT"];
@@ -29,6 +30,20 @@ pub(crate) async fn run(connection: &Connection, command: Rejected) -> Result<()
             limit,
         } => list(connection, &pipe, &filter, oldest_first, limit).await,
         Rejected::Count { pipe, filter } => count(connection, &pipe, &filter).await,
+        Rejected::Discard {
+            pipe,
+            filter: given,
+            all,
+            dry_run,
+        } => {
+            let request = api::DiscardRejectedRecordsRequest {
+                parent: connection.name("pipes", &pipe),
+                filter: filter(&given)?,
+                all,
+                validate_only: dry_run,
+            };
+            discard(connection, request).await
+        }
     }
 }
 
@@ -93,6 +108,26 @@ async fn list(
             output::one_line(&payload),
         ]
     })
+}
+
+async fn discard(connection: &Connection, request: api::DiscardRejectedRecordsRequest) -> Result<(), Error> {
+    let dry_run = request.validate_only;
+    let answer = client::rejected_records(connection)?
+        .discard_rejected_records(request)
+        .await
+        .map_err(client::failed(connection))?
+        .into_inner();
+    if connection.output != Format::Table {
+        return output::document(&manifest::to_json(&answer, DISCARDED)?, connection.output);
+    }
+    let records = output::count(answer.record_count);
+    if dry_run {
+        return output::line(&format!("{records} rejected records would be deleted"));
+    }
+    if answer.pending {
+        output::note("ClickHouse has not got to all of them yet: they go by themselves");
+    }
+    output::line(&format!("{records} rejected records deleted"))
 }
 
 async fn count(connection: &Connection, pipe: &str, given: &Filter) -> Result<(), Error> {

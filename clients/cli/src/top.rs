@@ -3,12 +3,12 @@
 
 use std::{collections::HashMap, io::IsTerminal as _, time::Duration};
 
-use millrace_proto::api::v1::{self as api, PipeView};
+use millrace_proto::api::v1 as api;
 use tokio::time::Instant;
 
 use crate::{
     args::Connection,
-    client,
+    doctor,
     exit::Error,
     output::{self, Format},
     pipe,
@@ -17,9 +17,6 @@ use crate::{
 const HEADER: [&str; 9] = [
     "PIPE", "STATE", "ROWS", "ROWS/S", "MB/S", "REJECTED", "LAG", "SHARDS", "REASON",
 ];
-/// Pipes in a page.
-const PAGE: i32 = 500;
-
 /// Options of `millrace top`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Options {
@@ -53,7 +50,7 @@ pub(crate) async fn run(connection: &Connection, options: &Options) -> Result<()
     let mut seen = HashMap::new();
     let mut shown = 0;
     loop {
-        let pipes = list(connection).await?;
+        let pipes = doctor::all(connection).await?;
         let table = output::render(&HEADER, rows(&pipes, &mut seen, Instant::now()));
         // On a terminal: to its upper left, clear what was there.
         output::line(&if live {
@@ -66,26 +63,6 @@ pub(crate) async fn run(connection: &Connection, options: &Options) -> Result<()
             return Ok(());
         }
         tokio::time::sleep(interval).await;
-    }
-}
-
-async fn list(connection: &Connection) -> Result<Vec<api::Pipe>, Error> {
-    let failed = client::failed(connection);
-    let mut client = client::pipes(connection)?;
-    let mut request = api::ListPipesRequest {
-        parent: connection.parent(),
-        page_size: PAGE,
-        page_token: String::new(),
-        view: PipeView::Full.into(),
-    };
-    let mut pipes = Vec::new();
-    loop {
-        let page = client.list_pipes(request.clone()).await.map_err(&failed)?.into_inner();
-        pipes.extend(page.pipes);
-        if page.next_page_token.is_empty() {
-            return Ok(pipes);
-        }
-        request.page_token = page.next_page_token;
     }
 }
 

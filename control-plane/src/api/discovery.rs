@@ -7,6 +7,7 @@ mod input;
 mod output;
 mod preview;
 mod request;
+mod rows;
 mod tables;
 
 use millrace_common::{
@@ -18,8 +19,8 @@ use millrace_common::{
 use millrace_proto::api::v1::{
     DescribeTableRequest, DescribeTableResponse, InferSchemaRequest, InferSchemaResponse, ListDatabasesRequest,
     ListDatabasesResponse, ListStreamsRequest, ListStreamsResponse, ListTablesRequest, ListTablesResponse,
-    PreviewRowsRequest, PreviewRowsResponse, SampleRecordsRequest, SampleRecordsResponse,
-    discovery_service_server::DiscoveryService, infer_schema_request,
+    PreviewRowsRequest, PreviewRowsResponse, SampleRecordsRequest, SampleRecordsResponse, SampleRowsRequest,
+    SampleRowsResponse, discovery_service_server::DiscoveryService, infer_schema_request,
 };
 use tonic::{Code, Request, Response, Status};
 
@@ -107,6 +108,10 @@ impl DiscoveryService for Api {
         request: Request<PreviewRowsRequest>,
     ) -> Result<Response<PreviewRowsResponse>, Status> {
         Ok(Response::new(self.previewed(request.into_inner()).await?))
+    }
+
+    async fn sample_rows(&self, request: Request<SampleRowsRequest>) -> Result<Response<SampleRowsResponse>, Status> {
+        Ok(Response::new(self.rows_of(request.into_inner()).await?))
     }
 }
 

@@ -1,26 +1,29 @@
 //! The service of rejected records: what a pipe could not map, as its error table has it.
 //!
-//! Invariant: nothing here writes, and a record that is seen here is not kept.
+//! Invariant: a record that is seen here is not kept.
 
 use jiff::Timestamp;
 use millrace_common::{error::ApiError, ids::PipeName};
 use millrace_proto::api::v1::{
-    self as proto, CountRejectedRecordsRequest, CountRejectedRecordsResponse, ListRejectedRecordsRequest,
-    ListRejectedRecordsResponse, rejected_record::Payload, rejected_record_service_server::RejectedRecordService,
+    self as proto, CountRejectedRecordsRequest, CountRejectedRecordsResponse, DiscardRejectedRecordsRequest,
+    DiscardRejectedRecordsResponse, ListRejectedRecordsRequest, ListRejectedRecordsResponse, rejected_record::Payload,
+    rejected_record_service_server::RejectedRecordService,
 };
 use tonic::{Code, Request, Response, Status};
 
 use super::{
     Api,
     convert::{Violations, output},
-    errors::{CREDENTIAL_NOT_FOUND, of_destination},
+    errors::{CREDENTIAL_NOT_FOUND, of_destination, of_store},
     page,
 };
 use crate::{
+    auth,
     destination::{
         Access,
         rejected::{Count, Cursor, Filter, Order, Record},
     },
+    events::{NewEvent, Severity, kind},
     store::{CredentialSecret, StoredPipe},
 };
 
@@ -44,9 +47,72 @@ impl RejectedRecordService for Api {
         let counting = Box::pin(self.count_rejected(request.into_inner()));
         Ok(Response::new(counting.await?))
     }
+
+    async fn discard_rejected_records(
+        &self,
+        request: Request<DiscardRejectedRecordsRequest>,
+    ) -> Result<Response<DiscardRejectedRecordsResponse>, Status> {
+        let discarding = Box::pin(self.discard_rejected(request.into_inner()));
+        Ok(Response::new(discarding.await?))
+    }
 }
 
 impl Api {
+    async fn discard_rejected(
+        &self,
+        request: DiscardRejectedRecordsRequest,
+    ) -> Result<DiscardRejectedRecordsResponse, ApiError> {
+        let name: PipeName = super::name(&request.parent, "parent")?;
+        let mut filter = filter(request.filter)?;
+        let narrow = filter != Filter::default();
+        if narrow == request.all {
+            let what = if narrow {
+                "must not be set together with a filter"
+            } else {
+                "must be true where no filter says which: all rejected records of the pipe would be deleted"
+            };
+            return Err(ApiError::invalid_field("all", what));
+        }
+        let now = self.clock.now().as_millisecond();
+        filter.to_exclusive = Some(filter.to_exclusive.map_or(now, |to| to.min(now)));
+        let pipe = self.pipe(&name).await?;
+        let destination = &pipe.spec.destination;
+        let access = self.access_of(&pipe).await?;
+        let _permit = self.samples.acquire().await;
+        let discarded = self
+            .clickhouse
+            .discard_rejected(&access, (destination, pipe.uid), &filter, request.validate_only)
+            .await
+            .map_err(|error| of_destination(&error))?;
+        if !request.validate_only && discarded.records > 0 {
+            let (records, table) = (discarded.records, &destination.error_table);
+            let message = format!("{records} rejected records were deleted from {table:?}");
+            let mut event = NewEvent::new(kind::REJECTED_DISCARDED, Severity::Info, message)
+                .by(auth::actor())
+                .with("records", records)
+                .with("table", table);
+            let when = |millis: Option<i64>| Some(Timestamp::from_millisecond(millis?).ok()?.to_string());
+            for (key, value) in [
+                ("error_type", filter.error_type.clone()),
+                ("shard_id", filter.shard_id.clone()),
+                ("from_time", when(filter.from_inclusive)),
+                ("to_time", when(filter.to_exclusive)),
+            ] {
+                if let Some(value) = value {
+                    event = event.with(key, value);
+                }
+            }
+            self.store
+                .append_event(pipe.uid, &event)
+                .await
+                .map_err(|error| of_store(&error))?;
+        }
+        Ok(DiscardRejectedRecordsResponse {
+            record_count: discarded.records,
+            pending: discarded.pending,
+        })
+    }
+
     async fn list_rejected(
         &self,
         request: ListRejectedRecordsRequest,
@@ -64,7 +130,7 @@ impl Api {
             request.page_size,
             &request.page_token,
         )?;
-        let access = self.access_to_errors(&pipe).await?;
+        let access = self.access_of(&pipe).await?;
         let _permit = self.samples.acquire().await;
         let subject = (&pipe.spec.destination, pipe.uid);
         let (records, more) = self
@@ -89,7 +155,7 @@ impl Api {
         let name: PipeName = super::name(&request.parent, "parent")?;
         let filter = filter(request.filter)?;
         let pipe = self.pipe(&name).await?;
-        let access = self.access_to_errors(&pipe).await?;
+        let access = self.access_of(&pipe).await?;
         let _permit = self.samples.acquire().await;
         let counts = self
             .clickhouse
@@ -102,8 +168,8 @@ impl Api {
         })
     }
 
-    /// The server of a pipe's error table, as the pipe's user.
-    async fn access_to_errors(&self, pipe: &StoredPipe) -> Result<Access, ApiError> {
+    /// The server of a pipe's tables, as the pipe's user.
+    pub(super) async fn access_of(&self, pipe: &StoredPipe) -> Result<Access, ApiError> {
         let destination = &pipe.spec.destination;
         let field = "pipe.destination.credential";
         if let Err(error) = self.endpoints.check_resolved(&destination.endpoint).await {

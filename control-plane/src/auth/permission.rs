@@ -75,6 +75,7 @@ pub const TABLE: &[(&str, &[(&str, Need)])] = &[
             ("ListTables", see(Role::Operator)),
             ("DescribeTable", see(Role::Operator)),
             ("PreviewRows", see(Role::Operator)),
+            ("SampleRows", see(Role::Operator)),
         ],
     ),
     // Shows what could not be mapped, as it came.
@@ -83,6 +84,7 @@ pub const TABLE: &[(&str, &[(&str, Need)])] = &[
         &[
             ("ListRejectedRecords", see(Role::Operator)),
             ("CountRejectedRecords", see(Role::Operator)),
+            ("DiscardRejectedRecords", change(Role::Operator)),
         ],
     ),
     (

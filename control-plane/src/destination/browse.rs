@@ -5,6 +5,7 @@
 
 use millrace_common::{clickhouse::DataType, reason};
 use serde::Deserialize;
+use serde_json::value::RawValue;
 
 use super::{Access, Client, Error, ddl, schema, within_deadline};
 
@@ -35,6 +36,19 @@ pub struct TableSummary {
     pub bytes: Option<String>,
     /// What its owner says of it.
     pub comment: String,
+}
+
+/// Bytes of rows after which a sample ends, and most of one row: together below the 4 MiB that clients take.
+const MAX_SAMPLE_BYTES: usize = 1024 * 1024;
+const MAX_ROW_BYTES: usize = 1024 * 1024;
+
+/// Some rows of a table.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SampledRows {
+    /// JSON objects, as ClickHouse writes them.
+    pub rows: Vec<String>,
+    /// Rows that are left out because they are too large.
+    pub omitted: u32,
 }
 
 /// A table with its columns.
@@ -128,6 +142,44 @@ impl Client {
                 .map_err(|error| Error::of_connection(&error, &server))
         };
         within_deadline(access, looking).await
+    }
+
+    /// At most `limit` rows of a table, in no order that means anything.
+    ///
+    /// # Errors
+    /// If they cannot be read.
+    pub async fn sample_rows(
+        &self,
+        access: &Access,
+        database: &str,
+        table: &str,
+        limit: u32,
+    ) -> Result<SampledRows, Error> {
+        let server = self.server(access);
+        let looking = async {
+            // Row by row, so that many large ones end the answer and not the memory that it takes.
+            let sql = format!(
+                "SELECT * FROM {} LIMIT {limit} SETTINGS max_block_size = 1, max_threads = 1, \
+                 max_result_bytes = {MAX_SAMPLE_BYTES}, result_overflow_mode = 'break', \
+                 output_format_json_validate_utf8 = 1, output_format_json_quote_64bit_integers = 0",
+                ddl::qualified(database, table).replace('?', "??")
+            );
+            server
+                .rows::<Box<RawValue>>(&sql, &[])
+                .await
+                .map_err(|error| Error::of_connection(&error, &server))
+        };
+        let rows = within_deadline(access, looking).await?;
+        let found = rows.len();
+        let rows: Vec<String> = rows
+            .into_iter()
+            .map(|row| String::from(Box::<str>::from(row)))
+            .filter(|row| row.len() <= MAX_ROW_BYTES)
+            .collect();
+        Ok(SampledRows {
+            omitted: u32::try_from(found - rows.len()).unwrap_or(u32::MAX),
+            rows,
+        })
     }
 
     /// A table with its columns.

@@ -220,6 +220,14 @@ impl Server {
         within(self.client.query_raw(sql).execute()).await
     }
 
+    /// Begins a DELETE; each `?` stands for the next of `values`, as a string. ClickHouse gets to the rows by itself.
+    pub(super) async fn delete(&self, sql: &str, values: &[&str]) -> Result<(), ServerError> {
+        let query = values
+            .iter()
+            .fold(self.client.query(sql), |query, value| query.bind(*value));
+        within(query.with_setting("lightweight_deletes_sync", "0").execute()).await
+    }
+
     /// An INSERT without rows.
     pub(super) async fn insert_nothing(&self, sql: &str) -> Result<(), ServerError> {
         within(self.client.query_raw(sql).with_setting("async_insert", "0").execute()).await

@@ -157,10 +157,10 @@ pub(super) fn set_window(database: &str, table: &str, setting: &str, least: u64)
     )
 }
 
-/// The GRANT that lets a user insert.
-pub(super) fn grant_insert(database: &str, table: &str, user: &str) -> String {
+/// The GRANT that lets a user do something, such as `INSERT`, to a table.
+pub(super) fn grant(right: &str, database: &str, table: &str, user: &str) -> String {
     format!(
-        "GRANT INSERT ON {} TO {}",
+        "GRANT {right} ON {} TO {}",
         qualified(database, table),
         quote_identifier(user)
     )

@@ -1,14 +1,19 @@
-//! What a pipe rejected, read from its error table. The table may be of several pipes: only rows of the one are seen.
+//! What a pipe rejected, read and deleted in its error table. The table may be of several pipes: only rows of the one are touched.
 //!
 //! Invariants: values are bound, never spliced; text that is not UTF-8 never breaks an answer.
 
-use std::{fmt, str::FromStr};
+use std::{fmt, str::FromStr, time::Duration};
 
 use base64_simd::STANDARD;
 use millrace_common::{clickhouse::cut_from, ids::PipeUid, pipe::Destination, reason};
 use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
 
-use super::{Access, Client, Error, client::Server, ddl, schema, within_deadline};
+use super::{
+    Access, Client, Error,
+    client::{Server, ServerError},
+    ddl, schema, within_deadline,
+};
 
 /// Bytes of payloads and messages after which a page ends: with what is around them, below the 4 MiB that clients take.
 const MAX_PAGE_BYTES: u64 = 2 * 1024 * 1024;
@@ -287,6 +292,96 @@ impl Client {
         };
         within_deadline(access, looking).await
     }
+}
+
+/// What became of rejected records that are to be deleted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Discarded {
+    /// How many there were.
+    pub records: u64,
+    /// ClickHouse has not got to all of them yet.
+    pub pending: bool,
+}
+
+/// How long to wait for ClickHouse to get to the rows that are to be deleted, and how often to look.
+const DELETE_WAIT: Duration = Duration::from_secs(10);
+const DELETE_LOOK: Duration = Duration::from_millis(100);
+/// ACCESS_DENIED.
+const ACCESS_DENIED: u32 = 497;
+
+impl Client {
+    /// Deletes rejected records, or only counts them. `filter` has an upper bound of time, so that those that come meanwhile stay.
+    ///
+    /// # Errors
+    /// If the error table cannot be read, or its rows not deleted.
+    pub async fn discard_rejected(
+        &self,
+        access: &Access,
+        (destination, pipe): (&Destination, PipeUid),
+        filter: &Filter,
+        only_count: bool,
+    ) -> Result<Discarded, Error> {
+        let server = self.server(access);
+        let condition = Condition::new(pipe, filter);
+        let begin = async {
+            check_table(&server, destination).await?;
+            let records = matching(&server, destination, &condition).await?;
+            if records > 0 && !only_count {
+                let sql = format!("DELETE FROM {} WHERE {}", table(destination), condition.sql);
+                let begun = server.delete(&sql, &condition.values()).await;
+                begun.map_err(|error| not_deleted(&error, &server, destination))?;
+            }
+            Ok(records)
+        };
+        let records = within_deadline(access, begin).await?;
+        if records == 0 || only_count {
+            return Ok(Discarded {
+                records,
+                pending: false,
+            });
+        }
+        let end = Instant::now() + DELETE_WAIT;
+        loop {
+            let left = within_deadline(access, matching(&server, destination, &condition)).await?;
+            if left == 0 || Instant::now() >= end {
+                return Ok(Discarded {
+                    records,
+                    pending: left > 0,
+                });
+            }
+            tokio::time::sleep(DELETE_LOOK).await;
+        }
+    }
+}
+
+/// How many rows a condition matches.
+async fn matching(server: &Server, destination: &Destination, condition: &Condition) -> Result<u64, Error> {
+    #[derive(Deserialize)]
+    struct Row {
+        records: String,
+    }
+    let sql = format!(
+        "SELECT toString(count()) AS records FROM {} WHERE {}",
+        table(destination),
+        condition.sql
+    );
+    let rows: Vec<Row> = server
+        .rows(&sql, &condition.values())
+        .await
+        .map_err(|error| Error::of_connection(&error, server))?;
+    let records = rows.first().and_then(|row| row.records.parse().ok());
+    records.ok_or_else(misshapen)
+}
+
+fn not_deleted(error: &ServerError, server: &Server, destination: &Destination) -> Error {
+    if error.code() != Some(ACCESS_DENIED) {
+        return Error::of_connection(error, server);
+    }
+    let table = ddl::qualified(&destination.database, &destination.error_table);
+    let user = &server.username;
+    let grant = ddl::grant("ALTER DELETE", &destination.database, &destination.error_table, user);
+    let message = format!("the user {user:?} may not delete from {table}: run `{grant}`");
+    Error::new(reason::DESTINATION_ACCESS_DENIED, message).field("pipe.destination.credential")
 }
 
 /// Two looks: at how large the rows are, and at those that fit.

@@ -325,7 +325,7 @@ pub(super) async fn check_insert(
     if error.code() != Some(ACCESS_DENIED) {
         return Err(Error::of_connection(&error, server));
     }
-    let grant = ddl::grant_insert(&destination.database, table, &server.username);
+    let grant = ddl::grant("INSERT", &destination.database, table, &server.username);
     Err(Error {
         code: error.code(),
         ..Error::new(

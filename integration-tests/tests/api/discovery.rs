@@ -764,3 +764,42 @@ async fn a_preview_shows_rows_and_refusals_and_inserts_nothing() {
         "managed_table",
     );
 }
+
+#[tokio::test]
+async fn rows_that_landed_are_shown_within_bounds() {
+    let bed = Bed::start().await;
+    bed.create_table("landed").await;
+    bed.create("landed", bed.pipe("landed")).await.expect("a pipe");
+    let sample = async |pipe: &str, limit| {
+        let request = proto::SampleRowsRequest {
+            pipe: name(pipe),
+            limit,
+        };
+        Ok::<_, Status>(bed.discovery().sample_rows(request).await?.into_inner())
+    };
+    let none = sample("landed", 0).await.expect("no rows");
+    assert_eq!((none.rows.len(), none.omitted_row_count), (0, 0));
+    let insert = |values: &str| format!("INSERT INTO {DATABASE}.landed (id, name) {values}");
+    bed.sql(&insert("VALUES (18446744073709551615, unhex('ff'))")).await;
+    let one = sample("landed", 0).await.expect("a row").rows;
+    assert_eq!(one, ["{\"id\":18446744073709551615,\"name\":\"\u{fffd}\"}"]);
+    bed.sql(&insert("SELECT number, repeat('x', 300000) FROM numbers(50)"))
+        .await;
+    let some = sample("landed", 100).await.expect("some rows");
+    assert!((2..10).contains(&some.rows.len()), "{} rows of 300 kB", some.rows.len());
+    bed.sql(&format!("TRUNCATE TABLE {DATABASE}.landed")).await;
+    bed.sql(&insert(
+        "SELECT number, concat(repeat('x', 900000), repeat('x', 900000)) FROM numbers(3)",
+    ))
+    .await;
+    let large = sample("landed", 3).await.expect("an answer");
+    assert!(
+        large.rows.is_empty() && large.omitted_row_count > 0,
+        "{}",
+        large.omitted_row_count
+    );
+    let status = sample("landed", 101).await.expect_err("too many");
+    assert_refused(&status, Code::InvalidArgument, "INVALID_FIELD", "limit", "100");
+    let status = sample("nobody", 1).await.expect_err("no such pipe");
+    assert_refused(&status, Code::NotFound, "PIPE_NOT_FOUND", "", "nobody");
+}

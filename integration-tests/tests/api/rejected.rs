@@ -184,3 +184,97 @@ async fn what_cannot_be_listed_is_refused() {
     let empty = errors.list(of("refusing")).await.expect("an empty list");
     assert_eq!((empty.rejected_records.len(), empty.next_page_token.as_str()), (0, ""));
 }
+
+#[tokio::test]
+async fn what_is_discarded_is_gone_and_nothing_else() {
+    let errors = Errors::start("discarding").await;
+    let rows = [
+        (NOW, "it's", "'a'", "1"),
+        (NOW + 1, "too_deep", "'b'", "2"),
+        (NOW + 2, "too_deep", "'c'", "3"),
+        (NOW + 3, "too_deep", "'d'", "4"),
+    ];
+    errors.add("discarding", &errors.uid, &rows).await;
+    errors
+        .add("discarding", "another pipe", &[(NOW, "too_deep", "'no'", "5")])
+        .await;
+    // Rejected after it is called, as the clock of a worker may have it.
+    let later = jiff::Timestamp::now().as_millisecond() + 3_600_000;
+    errors
+        .add("discarding", &errors.uid, &[(later, "it's", "'e'", "6")])
+        .await;
+    let discard = async |request: proto::DiscardRejectedRecordsRequest| {
+        let mut client = RejectedRecordServiceClient::new(errors.bed.channel.clone());
+        let request = proto::DiscardRejectedRecordsRequest {
+            parent: name("discarding"),
+            ..request
+        };
+        Ok::<_, Status>(client.discard_rejected_records(request).await?.into_inner())
+    };
+    let class = |class: &str| {
+        Some(proto::RejectedRecordFilter {
+            error_type: class.into(),
+            ..Default::default()
+        })
+    };
+    for (filter, all) in [
+        (None, false),
+        (Some(proto::RejectedRecordFilter::default()), false),
+        (class("it's"), true),
+    ] {
+        let request = proto::DiscardRejectedRecordsRequest {
+            filter,
+            all,
+            ..Default::default()
+        };
+        let status = discard(request).await.expect_err("which?");
+        assert_refused(&status, Code::InvalidArgument, "INVALID_FIELD", "all", "filter");
+    }
+    let of_class = proto::DiscardRejectedRecordsRequest {
+        filter: class("too_deep"),
+        validate_only: true,
+        ..Default::default()
+    };
+    let counted = discard(of_class.clone()).await.expect("a count");
+    assert_eq!((counted.record_count, counted.pending), (3, false));
+    assert_eq!(numbers(&errors.all(of("discarding")).await), ["6", "4", "3", "2", "1"]);
+    let discarded = discard(proto::DiscardRejectedRecordsRequest {
+        validate_only: false,
+        ..of_class
+    })
+    .await
+    .expect("deleted");
+    assert_eq!((discarded.record_count, discarded.pending), (3, false));
+    assert_eq!(numbers(&errors.all(of("discarding")).await), ["6", "1"]);
+    let all = proto::DiscardRejectedRecordsRequest {
+        all: true,
+        ..Default::default()
+    };
+    assert_eq!(discard(all.clone()).await.expect("deleted").record_count, 1);
+    assert_eq!(discard(all).await.expect("nothing").record_count, 0);
+    assert_eq!(numbers(&errors.all(of("discarding")).await), ["6"]);
+    let table = format!("discarding {ERRORS}").replace('`', "\\`");
+    let others = format!("SELECT count() FROM {DATABASE}.`{table}` WHERE pipe_id = 'another pipe'");
+    assert_eq!(errors.bed.sql(&others).await.trim(), "1");
+
+    let request = proto::ListPipeEventsRequest {
+        parent: name("discarding"),
+        ..Default::default()
+    };
+    let events = errors
+        .bed
+        .pipes
+        .clone()
+        .list_pipe_events(request)
+        .await
+        .expect("events");
+    let told: Vec<_> = events
+        .into_inner()
+        .events
+        .into_iter()
+        .filter(|event| event.kind == "REJECTED_DISCARDED")
+        .map(|event| (event.actor, event.details["records"].clone()))
+        .collect();
+    let of_user = |records: &str| ("user".to_owned(), records.to_owned());
+    assert_eq!(told, [of_user("1"), of_user("3")]);
+}

@@ -54,6 +54,14 @@ async fn what_a_worker_rejected_is_counted_and_shown() -> anyhow::Result<()> {
         .run("millrace rejected list orders --to 2020-01-01T00:00:00Z")
         .await?;
     ensure!(none.lines().count() == 1, "{none}");
+    let (code, _, _) = bed.code("millrace rejected discard orders").await?;
+    ensure!(code == 2, "{code}: nothing says which");
+    let planned = bed.run("millrace rejected discard orders --all --dry-run").await?;
+    ensure!(planned == "3 rejected records would be deleted\n", "{planned}");
+    let gone = bed.run("millrace rejected discard orders --all").await?;
+    ensure!(gone == "3 rejected records deleted\n", "{gone}");
+    let none = bed.run("millrace rejected list orders").await?;
+    ensure!(none.lines().count() == 1, "{none}");
     let (code, _, error) = bed.code("millrace rejected list nobody").await?;
     ensure!(code == 3 && error.contains("nobody"), "{code} {error}");
     bed.stop().await

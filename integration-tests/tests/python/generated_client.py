@@ -195,8 +195,12 @@ def a_pipe_lives(schema):
     assert len(moved.moves) == 2, moved
     events = pipes.ListPipeEvents(pipe_pb2.ListPipeEventsRequest(parent=PIPE)).events
     assert events[-1].kind == "PIPE_CREATED", events
+    rows = discovery.SampleRows(discovery_pb2.SampleRowsRequest(pipe=PIPE, limit=3)).rows
+    assert len(rows) == 3 and all("order_id" in json.loads(row) for row in rows), rows
     assert not rejected.ListRejectedRecords(rejected_pb2.ListRejectedRecordsRequest(parent=PIPE)).rejected_records
     assert not rejected.CountRejectedRecords(rejected_pb2.CountRejectedRecordsRequest(parent=PIPE)).counts
+    discarded = rejected.DiscardRejectedRecords(rejected_pb2.DiscardRejectedRecordsRequest(parent=PIPE, all=True))
+    assert (discarded.record_count, discarded.pending) == (0, False), discarded
     pipes.DeletePipe(pipe_pb2.DeletePipeRequest(name=PIPE))
     code, why, _ = reason(lambda: pipes.GetPipe(pipe_pb2.GetPipeRequest(name=PIPE)))
     assert (code, why) == (grpc.StatusCode.NOT_FOUND, "PIPE_NOT_FOUND"), (code, why)

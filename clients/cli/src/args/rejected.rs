@@ -24,6 +24,19 @@ pub(crate) enum Rejected {
         #[command(flatten)]
         filter: Filter,
     },
+    /// Delete rejected records from the error table, of those that are there now. There is no way back.
+    Discard {
+        /// Pipe id or full name.
+        pipe: String,
+        #[command(flatten)]
+        filter: Filter,
+        /// All of the pipe; without it, an option has to say which.
+        #[arg(long, conflicts_with_all = ["error_type", "shard", "from", "to"], required_unless_present_any = ["error_type", "shard", "from", "to"])]
+        all: bool,
+        /// Count them, delete nothing.
+        #[arg(long)]
+        dry_run: bool,
+    },
 }
 
 /// Which rejected records.
