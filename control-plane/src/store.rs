@@ -31,6 +31,7 @@ mod migration;
 mod open;
 mod pipes;
 mod positions;
+mod requests;
 mod shards;
 mod tokens;
 mod transaction;
@@ -45,6 +46,7 @@ pub use events::MAX_EVENTS;
 pub use leader::Standing;
 pub use pipes::MAX_REVISIONS;
 pub use positions::Adopted;
+pub use requests::{Known, RequestMark};
 pub use shards::{Ended, ShardEnd};
 pub use types::*;
 
@@ -81,6 +83,8 @@ impl fmt::Debug for Options {
 #[derive(Clone)]
 pub struct Store {
     inner: Arc<Inner>,
+    /// What is written is written for this request.
+    request: Option<Arc<RequestMark>>,
 }
 
 struct Inner {
@@ -127,6 +131,7 @@ impl Store {
                 clock,
                 _lock: lock.map(Arc::new),
             }),
+            request: None,
         })
     }
 

@@ -363,3 +363,26 @@ pub mod token {
     }
     entity!();
 }
+
+/// Requests that carry an id, and were carried out lately.
+pub mod request {
+    use sea_orm::entity::prelude::*;
+
+    /// A row.
+    #[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel)]
+    #[sea_orm(table_name = "requests")]
+    pub struct Model {
+        #[sea_orm(primary_key, auto_increment = false)]
+        pub caller: String,
+        #[sea_orm(primary_key, auto_increment = false)]
+        pub method: String,
+        #[sea_orm(primary_key, auto_increment = false)]
+        pub request_id: String,
+        /// Which of several that were sent at once it is.
+        pub attempt: String,
+        /// SHA-256 of the request, and what was answered, as far as that is known.
+        pub sealed: Vec<u8>,
+        pub created_millis: i64,
+    }
+    entity!();
+}
