@@ -35,7 +35,9 @@ impl CredentialService for Api {
         let name = format!("{}/credentials/{}", request.parent, request.credential_id);
         let run = async |api: Api| Ok(answer(&api.store_credential(&request).await?));
         let again = async |api: Api| Ok(answer(&api.credential(&name).await?));
-        let answer = self.once("CreateCredential", &request.request_id, &request, run, again).await?;
+        let answer = self
+            .once("CreateCredential", &request.request_id, &request, run, again)
+            .await?;
         Ok(Response::new(answer))
     }
 
@@ -81,7 +83,9 @@ impl CredentialService for Api {
         let request = request.into_inner();
         let run = async |api: Api| api.remove_credential(&request).await;
         let again = async |_: Api| Ok(DeleteCredentialResponse {});
-        let answer = self.once("DeleteCredential", &request.request_id, &request, run, again).await?;
+        let answer = self
+            .once("DeleteCredential", &request.request_id, &request, run, again)
+            .await?;
         Ok(Response::new(answer))
     }
 }
@@ -89,7 +93,11 @@ impl CredentialService for Api {
 impl Api {
     async fn credential(&self, text: &str) -> Result<StoredCredential, ApiError> {
         let name: CredentialName = name(text, "name")?;
-        let stored = self.store.get_credential(&name).await.map_err(|error| of_store(&error))?;
+        let stored = self
+            .store
+            .get_credential(&name)
+            .await
+            .map_err(|error| of_store(&error))?;
         stored.ok_or_else(|| credential_not_found(&name))
     }
 
@@ -99,7 +107,11 @@ impl Api {
         // One that cannot be read can be deleted all the same.
         let deleted = match there {
             Ok(None) => false,
-            _ => self.store.delete_credential(&name).await.map_err(|error| of_store(&error))?,
+            _ => self
+                .store
+                .delete_credential(&name)
+                .await
+                .map_err(|error| of_store(&error))?,
         };
         if !deleted && !request.allow_missing {
             return Err(credential_not_found(&name));

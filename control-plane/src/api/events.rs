@@ -19,7 +19,13 @@ impl Api {
         let filter = Filter::parse(&request.filter, "PipeEvent")?;
         let listing = format!("{LISTING}/{}", request.filter);
         // Of another pipe under the same name there is nothing to go on with.
-        let page = page::parse::<EventId>(&self.sealer, &listing, &pipe.uid, request.page_size, &request.page_token)?;
+        let page = page::parse::<EventId>(
+            &self.sealer,
+            &listing,
+            &pipe.uid,
+            request.page_size,
+            &request.page_token,
+        )?;
         // All that are kept of a pipe are few enough to look through.
         let limit = if filter.is_empty() { page.size + 1 } else { u32::MAX };
         let found = self.store.list_events(pipe.uid, page.after, limit).await;

@@ -67,7 +67,11 @@ impl Api {
         let error = match Box::pin(run(carrying)).await {
             Ok(answer) => {
                 if let Err(error) = self.store.keep_answer(&mark, &answer.encode_to_vec()).await {
-                    tracing::warn!(method, error = &error as &dyn std::error::Error, "an answer was not kept");
+                    tracing::warn!(
+                        method,
+                        error = &error as &dyn std::error::Error,
+                        "an answer was not kept"
+                    );
                 }
                 return Ok(answer);
             }

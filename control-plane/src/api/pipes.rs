@@ -98,7 +98,9 @@ impl PipeService for Api {
         let request = request.into_inner();
         let run = async |api: Api| api.delete(&request).await;
         let again = async |_: Api| Ok(DeletePipeResponse {});
-        let answer = self.once("DeletePipe", &request.request_id, &request, run, again).await?;
+        let answer = self
+            .once("DeletePipe", &request.request_id, &request, run, again)
+            .await?;
         Ok(Response::new(answer))
     }
 
@@ -196,7 +198,11 @@ impl Api {
         let (count, mut last) = (found.len(), None);
         let mut pipes = Vec::new();
         for (at, pipe) in found.into_iter().take(size as usize).enumerate() {
-            let id = pipe.as_ref().map_or_else(|damaged| &damaged.name, |pipe| &pipe.name).id.clone();
+            let id = pipe
+                .as_ref()
+                .map_or_else(|damaged| &damaged.name, |pipe| &pipe.name)
+                .id
+                .clone();
             last = Some((at + 1, id));
             if let Some(shown) = self.shown(pipe, view).await?
                 && filter.lets_through(&shown)?
@@ -244,7 +250,11 @@ impl Api {
         // Read before, because afterwards nobody knows what it had. One that cannot be read can be deleted all the same.
         let known = self.store.find_pipe(&name).await.map_err(|error| of_store(&error))?;
         let deleted = match known {
-            Some(_) => self.store.delete_pipe(&name, etag).await.map_err(|error| of_store(&error))?,
+            Some(_) => self
+                .store
+                .delete_pipe(&name, etag)
+                .await
+                .map_err(|error| of_store(&error))?,
             None => false,
         };
         if !deleted && !request.allow_missing {

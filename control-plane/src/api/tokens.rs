@@ -38,8 +38,14 @@ impl TokenService for Api {
     ) -> Result<Response<CreateTokenResponse>, Status> {
         let request = request.into_inner();
         let run = async |api: Api| api.mint(&request).await;
-        let again = async |_: Api| Err(repeated("list the tokens, revoke the one that it made, and ask under another id"));
-        let answer = self.once("CreateToken", &request.request_id, &request, run, again).await?;
+        let again = async |_: Api| {
+            Err(repeated(
+                "list the tokens, revoke the one that it made, and ask under another id",
+            ))
+        };
+        let answer = self
+            .once("CreateToken", &request.request_id, &request, run, again)
+            .await?;
         Ok(Response::new(answer))
     }
 

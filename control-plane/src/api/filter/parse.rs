@@ -192,10 +192,10 @@ impl Parser<'_> {
         };
         self.next += 1;
         let value_at = self.at();
-        let (Some(Token::Word(value)), quoted) | (Some(Token::Text(value)), quoted) =
-            (self.peek().cloned(), matches!(self.peek(), Some(Token::Text(_))))
-        else {
-            return error(value_at, "a value is missing");
+        let (value, quoted) = match self.peek().cloned() {
+            Some(Token::Word(value)) => (value, false),
+            Some(Token::Text(value)) => (value, true),
+            _ => return error(value_at, "a value is missing"),
         };
         self.next += 1;
         self.tests += 1;

@@ -3,7 +3,9 @@
 use std::cmp::Ordering;
 
 use jiff::{SignedDuration, Timestamp};
-use prost_reflect::{DynamicMessage, EnumDescriptor, FieldDescriptor, Kind, MapKey, MessageDescriptor, ReflectMessage as _, Value};
+use prost_reflect::{
+    DynamicMessage, EnumDescriptor, FieldDescriptor, Kind, MapKey, MessageDescriptor, ReflectMessage as _, Value,
+};
 
 /// A comparison.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -122,10 +124,12 @@ impl Test {
         let operand = match (&last, op) {
             (_, Op::Has) if value == "*" && !quoted => Operand::Present,
             (Last::Map, Op::Has) => Operand::Key(value.to_owned()),
-            (Last::Map, _) => return Err("a map is compared by its keys: annotations.team = \"a\", annotations:team".to_owned()),
-            (Last::Many(kind), Op::Has) => operand(kind, Op::Equal, value, quoted)?,
+            (Last::Map, _) => {
+                return Err("a map is compared by its keys: annotations.team = \"a\", annotations:team".to_owned());
+            }
+            (Last::Many(kind), Op::Has) => operand(kind, Op::Equal, value)?,
             (Last::Many(_), _) => return Err("a list is compared by `:`, which asks what is in it".to_owned()),
-            (Last::One(kind), op) => operand(kind, op, value, quoted)?,
+            (Last::One(kind), op) => operand(kind, op, value)?,
         };
         Ok(Self { path, op, operand })
     }
@@ -139,7 +143,9 @@ impl Test {
                     message.get_field(field).into_owned()
                 }
                 // Without a value of its own it is what it is if nothing is said, where that cannot be told from being absent.
-                (Step::Field(field), Value::Message(message)) if !field.supports_presence() && !field.is_list() && !field.is_map() => {
+                (Step::Field(field), Value::Message(message))
+                    if !field.supports_presence() && !field.is_list() && !field.is_map() =>
+                {
                     if matches!(self.operand, Operand::Present) {
                         return false;
                     }
@@ -173,9 +179,9 @@ impl Test {
             (Operand::Number(wanted), Value::F64(found)) => found.partial_cmp(wanted),
             (Operand::Number(wanted), Value::F32(found)) => f64::from(*found).partial_cmp(wanted),
             (Operand::Text(pattern), Value::String(found)) => return self.text(pattern, found),
-            (Operand::Time(wanted), Value::Message(message)) => {
-                parts(message).and_then(|(s, n)| Timestamp::new(s, n).ok()).map(|found| found.cmp(wanted))
-            }
+            (Operand::Time(wanted), Value::Message(message)) => parts(message)
+                .and_then(|(s, n)| Timestamp::new(s, n).ok())
+                .map(|found| found.cmp(wanted)),
             (Operand::Span(wanted), Value::Message(message)) => {
                 parts(message).map(|(s, n)| SignedDuration::new(s, n).cmp(wanted))
             }
@@ -202,56 +208,83 @@ fn is_well_known(message: &MessageDescriptor) -> bool {
     message.full_name().starts_with("google.protobuf.")
 }
 
-fn operand(kind: &Kind, op: Op, value: &str, quoted: bool) -> Result<Operand, String> {
+fn operand(kind: &Kind, op: Op, value: &str) -> Result<Operand, String> {
     let only_equal = |what: &str| match op {
         Op::Equal | Op::NotEqual => Ok(()),
         _ => Err(format!("{what} are compared by = and != only")),
     };
     match kind {
-        Kind::String => Ok(Operand::Text(pattern(op, value, quoted))),
+        Kind::String => Ok(Operand::Text(pattern(op, value))),
         Kind::Bool => {
             only_equal("true and false")?;
-            value.parse().map(Operand::Bool).map_err(|_| format!("{value:?} is neither true nor false"))
+            value
+                .parse()
+                .map(Operand::Bool)
+                .map_err(|_| format!("{value:?} is neither true nor false"))
         }
         Kind::Enum(of) => {
             only_equal("names of values")?;
             named(of, value).map(Operand::Enum)
         }
-        _ if op == Op::Has => Err("`:` asks for text in text, for a key of a map, or with * whether a field is set".to_owned()),
-        Kind::Double | Kind::Float => {
-            value.parse().map(Operand::Number).map_err(|_| format!("{value:?} is no number"))
+        _ if op == Op::Has => {
+            Err("`:` asks for text in text, for a key of a map, or with * whether a field is set".to_owned())
         }
+        Kind::Double | Kind::Float => value
+            .parse()
+            .map(Operand::Number)
+            .map_err(|_| format!("{value:?} is no number")),
         Kind::Message(of) => match of.full_name() {
-            "google.protobuf.Timestamp" => value.parse().map(Operand::Time).map_err(|_| {
-                format!("{value:?} is no time such as \"2026-01-31T12:00:00Z\"")
-            }),
+            "google.protobuf.Timestamp" => value
+                .parse()
+                .map(Operand::Time)
+                .map_err(|_| format!("{value:?} is no time such as \"2026-01-31T12:00:00Z\"")),
             "google.protobuf.Duration" => span(value).map(Operand::Span),
             _ => {
-                let first = of.fields().next().map(|field| field.name().to_owned()).unwrap_or_default();
-                Err(format!("a {} is not compared as a whole, but by its fields, such as `.{first}`", of.name()))
+                let first = of
+                    .fields()
+                    .next()
+                    .map(|field| field.name().to_owned())
+                    .unwrap_or_default();
+                Err(format!(
+                    "a {} is not compared as a whole, but by its fields, such as `.{first}`",
+                    of.name()
+                ))
             }
         },
         Kind::Bytes => Err("bytes are not compared".to_owned()),
-        _ => value.parse().map(Operand::Integer).map_err(|_| format!("{value:?} is no whole number")),
+        _ => value
+            .parse()
+            .map(Operand::Integer)
+            .map_err(|_| format!("{value:?} is no whole number")),
     }
 }
 
-/// `*` is a wildcard where it is not in quotes alone: AIP-160 has it in quotes, too.
-fn pattern(op: Op, value: &str, _quoted: bool) -> Pattern {
+/// `*` is a wildcard in quotes, too.
+fn pattern(op: Op, value: &str) -> Pattern {
     match op {
         Op::Has => Pattern::Inside(value.to_owned()),
-        Op::Equal | Op::NotEqual if value.contains('*') => Pattern::Parts(value.split('*').map(str::to_owned).collect()),
+        Op::Equal | Op::NotEqual if value.contains('*') => {
+            Pattern::Parts(value.split('*').map(str::to_owned).collect())
+        }
         _ => Pattern::Whole(value.to_owned()),
     }
 }
 
 /// Whether a text begins with the first part, ends with the last, and has the others between them, in order.
 fn matches(parts: &[String], found: &str) -> bool {
-    let [first, middle @ .., last] = parts else { return false };
-    let Some(rest) = found.strip_prefix(first.as_str()) else { return false };
-    let Some(mut rest) = rest.strip_suffix(last.as_str()) else { return false };
+    let [first, middle @ .., last] = parts else {
+        return false;
+    };
+    let Some(rest) = found.strip_prefix(first.as_str()) else {
+        return false;
+    };
+    let Some(mut rest) = rest.strip_suffix(last.as_str()) else {
+        return false;
+    };
     for part in middle {
-        let Some(at) = rest.find(part.as_str()) else { return false };
+        let Some(at) = rest.find(part.as_str()) else {
+            return false;
+        };
         rest = &rest[at + part.len()..];
     }
     true
@@ -261,7 +294,9 @@ fn matches(parts: &[String], found: &str) -> bool {
 fn named(of: &EnumDescriptor, value: &str) -> Result<i32, String> {
     let zero = of.default_value();
     let prefix = zero.name().trim_end_matches("UNSPECIFIED").to_owned();
-    let found = of.values().find(|known| known.name() == value || known.name().strip_prefix(&prefix) == Some(value));
+    let found = of
+        .values()
+        .find(|known| known.name() == value || known.name().strip_prefix(&prefix) == Some(value));
     found.map(|known| known.number()).ok_or_else(|| {
         let names: Vec<String> = of
             .values()

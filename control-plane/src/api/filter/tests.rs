@@ -13,7 +13,9 @@ fn pipe() -> proto::Pipe {
     proto::Pipe {
         name: "projects/default/pipes/orders".to_owned(),
         display_name: "All \"orders\" of Europe".to_owned(),
-        annotations: [("team", "shop"), ("cost.center", "7")].map(|(k, v)| (k.to_owned(), v.to_owned())).into(),
+        annotations: [("team", "shop"), ("cost.center", "7")]
+            .map(|(k, v)| (k.to_owned(), v.to_owned()))
+            .into(),
         source: Some(proto::Source {
             kind: Some(proto::source::Kind::Kinesis(source)),
         }),
@@ -140,6 +142,10 @@ fn what_is_wrong_is_told_with_its_place() {
             message.starts_with(&format!("at character {at}:")) && message.contains(words),
             "{text:.60}: {message}"
         );
-        assert_eq!((error.reason, error.fields[0].field.as_str()), ("INVALID_FILTER", "filter"), "{text:.60}");
+        assert_eq!(
+            (error.reason, error.fields[0].field.as_str()),
+            ("INVALID_FILTER", "filter"),
+            "{text:.60}"
+        );
     }
 }
