@@ -186,7 +186,11 @@ pub(crate) enum Pipe {
         pipe: String,
     },
     /// List the pipes of the project.
-    List,
+    List {
+        /// Only those of which this holds, such as 'status.state = FAILED OR annotations.team = shop'.
+        #[arg(long, default_value = "", hide_default_value = true, value_name = "FILTER")]
+        filter: String,
+    },
     /// Follow a pipe's progress: rows, MB/s, and the lag of each shard.
     Watch {
         /// Pipe id or full name.
@@ -205,6 +209,9 @@ pub(crate) enum Pipe {
         /// At most this many.
         #[arg(long, default_value_t = 50, value_name = "COUNT")]
         limit: usize,
+        /// Only those of which this holds, such as 'severity = ERROR' or 'kind = POSITION_RESET'.
+        #[arg(long, default_value = "", hide_default_value = true, value_name = "FILTER")]
+        filter: String,
     },
     /// List the specifications that a pipe has had, newest first.
     Revisions {
