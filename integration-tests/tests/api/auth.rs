@@ -67,6 +67,7 @@ impl Guarded {
                 ..Default::default()
             }),
             ttl: ttl.map(|seconds| prost_types::Duration { seconds, nanos: 0 }),
+            ..Default::default()
         };
         let mut tokens = TokenServiceClient::new(self.link(ADMIN));
         Ok(tokens.create_token(request).await?.into_inner())

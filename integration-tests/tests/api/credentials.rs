@@ -132,6 +132,7 @@ async fn bad_credentials_are_refused_without_being_repeated() {
         parent: "projects/Nope".into(),
         credential_id: "No".into(),
         credential: None,
+        ..Default::default()
     };
     let status = bed
         .credentials
