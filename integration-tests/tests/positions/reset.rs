@@ -9,8 +9,7 @@ fn to(iterator_type: IteratorType) -> proto::ResetPositionRequest {
     proto::ResetPositionRequest {
         iterator_type: iterator_type.into(),
         ..Default::default()
-    },
-    ..Default::default()
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
