@@ -7,7 +7,11 @@ use super::bed::{ACCESS_KEY, Bed, OWNER, PARENT, PASSWORD, assert_refused, click
 
 async fn delete(bed: &Bed, id: &str, allow_missing: bool) -> Result<(), tonic::Status> {
     let name = format!("{PARENT}/credentials/{id}");
-    let request = proto::DeleteCredentialRequest { name, allow_missing };
+    let request = proto::DeleteCredentialRequest {
+        name,
+        allow_missing,
+        ..Default::default()
+    };
     bed.credentials.clone().delete_credential(request).await.map(drop)
 }
 
