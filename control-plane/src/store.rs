@@ -25,6 +25,7 @@ mod credentials;
 mod entity;
 mod error;
 mod events;
+mod keys;
 mod leader;
 mod ledger;
 mod migration;
@@ -108,8 +109,8 @@ impl Store {
     /// Opens the database, brings its schema up to date, and checks that `sealer` has the key of its secrets.
     ///
     /// # Errors
-    /// [`Error::Locked`] if another process has the SQLite file open, [`Error::Key`] if the secrets were sealed with another
-    /// key, [`Error::Newer`] if a newer release wrote it, and what else keeps a database from being opened.
+    /// [`Error::Locked`] if another process has the SQLite file open, [`Error::Key`] if secrets were sealed with a key that
+    /// it does not have, [`Error::Newer`] if a newer release wrote it, and what else keeps a database from being opened.
     pub async fn open(options: &Options, sealer: Arc<Sealer>, clock: Clock) -> Result<Store, Error> {
         let open::Opened {
             read,

@@ -50,6 +50,10 @@ pub(crate) struct Connection {
     /// How to print results.
     #[arg(short, long, global = true, default_value = "table", value_enum)]
     pub(crate) output: Format,
+    /// Profile that says what is not said otherwise. Without: the one of `millrace profile use`, if any.
+    #[arg(long, global = true, env = "MILLRACE_PROFILE", value_name = "NAME")]
+    #[expect(dead_code, reason = "it is looked for before the other options are read")]
+    pub(crate) profile: Option<String>,
 }
 
 impl Connection {
@@ -79,6 +83,9 @@ pub(crate) enum Command {
     /// Make, list and revoke the tokens that callers prove themselves with.
     #[command(subcommand)]
     Token(Token),
+    /// Keep what is said to which Millrace under a name.
+    #[command(subcommand)]
+    Profile(Profile),
     /// What a pipe needs in AWS, and whether it has it.
     #[command(subcommand)]
     Access(Access),
@@ -132,6 +139,28 @@ pub(crate) enum Command {
     Rejected(rejected::Rejected),
     /// Run both planes in this process, on SQLite: all of Millrace for a single machine.
     Standalone(Box<standalone::Options>),
+}
+
+/// Commands about profiles.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Profile {
+    /// List the profiles.
+    List,
+    /// Keep --endpoint, --project, --token-file and the files for TLS of this command, as they are given or by default.
+    Save {
+        /// Name of the profile.
+        name: String,
+    },
+    /// Use a profile wherever no other is named.
+    Use {
+        /// Name of the profile.
+        name: String,
+    },
+    /// Forget a profile.
+    Delete {
+        /// Name of the profile.
+        name: String,
+    },
 }
 
 #[derive(Debug, Subcommand)]

@@ -87,6 +87,10 @@ impl Bed {
         let mut environment = vec![
             ("PATH", format!("{}:{path}", directory.display())),
             ("MILLRACE_ENDPOINT", self.endpoint.clone()),
+            (
+                "MILLRACE_CONFIG",
+                self.directory.path().join("config/profiles.toml").display().to_string(),
+            ),
             ("MILLRACE_KINESIS_ENDPOINT", self.kinesis.endpoint_url()),
             ("AWS_REGION", "us-east-1".to_owned()),
             ("AWS_ACCESS_KEY_ID", "AKIDEXAMPLE".to_owned()),
