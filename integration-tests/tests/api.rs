@@ -12,6 +12,7 @@ mod api {
     mod hostile;
     mod inference;
     mod life;
+    mod oidc;
     mod once;
     mod rejected;
     mod rest;

@@ -38,6 +38,7 @@ impl Guarded {
             auth: Auth::Tokens {
                 admin: Some(Arc::new(SecretString::from(ADMIN))),
                 worker: Some(Arc::new(SecretString::from(JOIN))),
+                oidc: None,
             },
             tls,
             ..Options::new("sqlite::memory:", sealer)
