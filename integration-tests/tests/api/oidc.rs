@@ -185,7 +185,7 @@ impl Bed {
 }
 
 fn reason(status: &Status) -> String {
-    error::info(status).map(|info| info.reason).unwrap_or_default()
+    error::reason(status).unwrap_or_default()
 }
 
 #[tokio::test]
