@@ -203,7 +203,7 @@ impl Parser<'_> {
             return error(at, format!("has more than {MAX_TESTS} comparisons"));
         }
         let (path, last) = Test::path(self.of, &field).map_err(|what| Error { at, what })?;
-        let test = Test::new(path, last, op, &value, quoted).map_err(|what| Error { at: value_at, what })?;
+        let test = Test::new(path, &last, op, &value, quoted).map_err(|what| Error { at: value_at, what })?;
         Ok(Node::Test(test))
     }
 }

@@ -120,8 +120,8 @@ impl Test {
     }
 
     /// A comparison, if it is one that can be made.
-    pub(super) fn new(path: Vec<Step>, last: Last, op: Op, value: &str, quoted: bool) -> Result<Self, String> {
-        let operand = match (&last, op) {
+    pub(super) fn new(path: Vec<Step>, last: &Last, op: Op, value: &str, quoted: bool) -> Result<Self, String> {
+        let operand = match (last, op) {
             (_, Op::Has) if value == "*" && !quoted => Operand::Present,
             (Last::Map, Op::Has) => Operand::Key(value.to_owned()),
             (Last::Map, _) => {
