@@ -155,7 +155,7 @@ impl Sealer {
         sealed.push(ENVELOPE);
         sealed.extend_from_slice(&self.current.id);
         put(&mut sealed, &self.current.aead, context, own.as_slice())?;
-        sealed.extend_from_slice(&commitment(&own));
+        sealed.extend_from_slice(&commitment(own.as_slice()));
         put(&mut sealed, &aead(own.as_slice())?, context, plain)?;
         Ok(sealed)
     }
