@@ -52,7 +52,6 @@ pub(crate) struct Connection {
     pub(crate) output: Format,
     /// Profile that says what is not said otherwise. Without: the one of `millrace profile use`, if any.
     #[arg(long, global = true, env = "MILLRACE_PROFILE", value_name = "NAME")]
-    #[expect(dead_code, reason = "it is looked for before the other options are read")]
     pub(crate) profile: Option<String>,
 }
 
