@@ -32,6 +32,7 @@ mod migration;
 mod open;
 mod pipes;
 mod positions;
+mod rejected;
 mod requests;
 mod shards;
 mod tokens;

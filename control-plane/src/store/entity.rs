@@ -100,6 +100,8 @@ pub mod totals {
         pub records: i64,
         pub bytes: i64,
         pub batches: i64,
+        /// Of the rejected ones those that a person has seen to.
+        pub rejected_seen: i64,
     }
     entity!();
 }
