@@ -135,5 +135,6 @@ async fn a_pipe_that_rejects_too_much_halts(bed: &Bed) -> anyhow::Result<()> {
     is("FAILED", "REJECTED_LIMIT_REACHED").await?;
     bed.run("millrace pipe stop orders && millrace pipe start orders")
         .await?;
-    is("RUNNING", "").await
+    is("RUNNING", "").await?;
+    Ok(())
 }
