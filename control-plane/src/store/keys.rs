@@ -44,13 +44,12 @@ pub(super) async fn check(transaction: &DatabaseTransaction, sealer: &Sealer) ->
         what: "no key check".to_owned(),
     })?;
     sealer.open(KEY_CHECK, &stored.value).map_err(Error::Key)?;
-    let sealed: Vec<(Option<Vec<u8>>, Option<Vec<u8>>)> = credential::Entity::find()
-        .select_only()
-        .columns([credential::Column::SealedSecret, credential::Column::SealedToken])
-        .into_tuple()
-        .all(transaction)
-        .await?;
-    for sealed in sealed.iter().flat_map(|(secret, token)| [secret, token]).flatten() {
+    let rows = credential::Entity::find().all(transaction).await?;
+    for sealed in rows
+        .iter()
+        .flat_map(|row| [&row.sealed_secret, &row.sealed_token])
+        .flatten()
+    {
         match sealer.knows(sealed) {
             // One that is damaged is the matter of its own pipes.
             Ok(()) | Err(millrace_common::crypto::Error::Damaged) => {}

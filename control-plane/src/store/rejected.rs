@@ -106,7 +106,7 @@ pub(super) async fn see_rejected(transaction: &DatabaseTransaction, uid: &str) -
         .col_expr(pipe::Column::Fault, Expr::value(None::<String>))
         .filter(pipe::Column::Uid.eq(uid))
         // As it is written above; other trouble is not taken away by looking.
-        .filter(pipe::Column::Fault.contains(&format!("\"{}\"", reason::REJECTED_LIMIT_REACHED)))
+        .filter(pipe::Column::Fault.contains(format!("\"{}\"", reason::REJECTED_LIMIT_REACHED)))
         .exec(transaction)
         .await?;
     Ok(())
