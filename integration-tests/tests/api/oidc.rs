@@ -66,7 +66,7 @@ impl Key {
 
     fn sign(&self, claims: &Value) -> String {
         self.sign_as(
-            Header {
+            &Header {
                 kid: Some(self.id.clone()),
                 ..Header::new(Algorithm::ES256)
             },
@@ -74,10 +74,10 @@ impl Key {
         )
     }
 
-    fn sign_as(&self, header: Header, claims: &Value) -> String {
+    fn sign_as(&self, header: &Header, claims: &Value) -> String {
         let der = self.pair.to_pkcs8v1().expect("a key");
         let key = EncodingKey::from_ec_der(der.as_ref());
-        jsonwebtoken::encode(&header, claims, &key).expect("a token")
+        jsonwebtoken::encode(header, claims, &key).expect("a token")
     }
 }
 
@@ -291,13 +291,13 @@ async fn tokens_that_are_not_what_they_say_are_refused() {
             "other claims",
             format!("{head}.{}.{signature}", URL_SAFE_NO_PAD.encode_to_string(other_claims)),
         ),
-        ("no kid", key.sign_as(header(None), &good)),
-        ("an unknown kid", key.sign_as(header(Some("two")), &good)),
+        ("no kid", key.sign_as(&header(None), &good)),
+        ("an unknown kid", key.sign_as(&header(Some("two")), &good)),
         (
             "a kid that is a path",
-            key.sign_as(header(Some("../../etc/passwd")), &good),
+            key.sign_as(&header(Some("../../etc/passwd")), &good),
         ),
-        ("a kid of 10 kB", key.sign_as(header(Some(&"k".repeat(10_000))), &good)),
+        ("a kid of 10 kB", key.sign_as(&header(Some(&"k".repeat(10_000))), &good)),
         ("expired by a second", with("exp", json!(now - 1))),
         ("expired long ago", with("exp", json!(1))),
         ("never expires", without("exp")),
@@ -326,7 +326,7 @@ async fn tokens_that_are_not_what_they_say_are_refused() {
         );
     }
     // Beyond what a header may be, the connection refuses it.
-    let huge = key.sign_as(header(Some(&"k".repeat(100_000))), &good);
+    let huge = key.sign_as(&header(Some(&"k".repeat(100_000))), &good);
     bed.look(&huge).await.expect_err("a kid of 100 kB");
     bed.look(&key.sign(&good)).await.expect("others are served");
     bed.look(&with("aud", json!(["somebody", AUDIENCE])))
