@@ -49,6 +49,12 @@ async fn password(store: &Store, id: &str) -> String {
     }
 }
 
+/// Also its lock is given back.
+async fn close(store: Store) {
+    store.close().await;
+    drop(store);
+}
+
 async fn refused(url: &str, keys: &[u8]) {
     match open(url, keys).await {
         Err(Error::Key(_)) => {}
@@ -58,21 +64,20 @@ async fn refused(url: &str, keys: &[u8]) {
 }
 
 async fn a_key_is_changed(database: Database) {
-    let url = database.url().to_owned();
     for id in ["a", "b", "c"] {
         put(&database.store, id).await;
     }
-    database.store.close().await;
+    let (url, _directory) = database.close().await;
     refused(&url, &[NEW]).await;
 
     // The new key opens only, then it seals.
     let store = open(&url, &[OLD, NEW]).await.unwrap();
     put(&store, "d").await;
     assert_eq!(store.reseal().await.unwrap(), 0);
-    store.close().await;
+    close(store).await;
     let store = open(&url, &[NEW, OLD]).await.unwrap();
     let fingerprint = put(&store, "e").await;
-    store.close().await;
+    close(store).await;
     // Interrupted now, neither key is enough.
     refused(&url, &[OLD]).await;
     refused(&url, &[NEW]).await;
@@ -80,7 +85,7 @@ async fn a_key_is_changed(database: Database) {
     let store = open(&url, &[NEW, OLD]).await.unwrap();
     assert_eq!(store.reseal().await.unwrap(), 4);
     assert_eq!(store.reseal().await.unwrap(), 0, "nothing is left");
-    store.close().await;
+    close(store).await;
     refused(&url, &[OLD]).await;
     let store = open(&url, &[NEW]).await.unwrap();
     for id in ["a", "b", "c", "d", "e"] {
@@ -88,7 +93,7 @@ async fn a_key_is_changed(database: Database) {
         let stored = store.get_credential(&name(id)).await.unwrap().unwrap();
         assert_eq!(stored.fingerprint, fingerprint, "equal secrets, equal fingerprints");
     }
-    store.close().await;
+    close(store).await;
 }
 
 #[tokio::test]
