@@ -21,7 +21,7 @@ impl Seen {
     /// Runs a line and keeps what it printed; its exit code.
     async fn run(&mut self, bed: &Bed, line: &str) -> anyhow::Result<i32> {
         let (code, out, error) = bed.code(line).await?;
-        self.0.push_str(&format!("$ {line}\n{out}{error}"));
+        self.0.push_str(&format!("{out}{error}"));
         Ok(code)
     }
 
