@@ -320,6 +320,19 @@ pub struct Settings {
     /// What to do where records may be gone.
     #[serde(default, skip_serializing_if = "DataGapPolicy::is_default")]
     pub on_data_gap: DataGapPolicy,
+    /// Halt once so many records were rejected since a person looked.
+    #[serde(default = "max_rejected_records", skip_serializing_if = "is_max_rejected_records")]
+    pub max_rejected_records: u64,
+}
+
+/// Of records of a kilobyte, ten gigabytes.
+fn max_rejected_records() -> u64 {
+    10_000_000
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks like that")]
+fn is_max_rejected_records(records: &u64) -> bool {
+    *records == max_rejected_records()
 }
 
 impl Default for Settings {
@@ -331,6 +344,7 @@ impl Default for Settings {
             compression: Compression::Lz4,
             delivery: Delivery::ExactlyOnce,
             on_data_gap: DataGapPolicy::Halt,
+            max_rejected_records: max_rejected_records(),
         }
     }
 }

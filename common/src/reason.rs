@@ -49,6 +49,8 @@ reasons! {
     DESTINATION_OVERLOADED;
     /// ClickHouse refuses a block for a reason of its own.
     DESTINATION_INSERT_FAILED;
+    /// More records were rejected than may be before a person looks.
+    REJECTED_LIMIT_REACHED;
     /// A replayed batch is not what was prepared.
     BATCH_DIVERGED;
     /// An open batch was made by a release whose batches this worker cannot build again.

@@ -31,6 +31,7 @@ use crate::{
 };
 
 mod duty;
+mod keys;
 
 /// How long browsers go by what they were told of who may call.
 const BROWSERS_REMEMBER: Duration = Duration::from_secs(600);
@@ -280,6 +281,7 @@ impl Parts {
         };
         let mut electing = tokio::spawn(Box::pin(elector.run(ending.clone())));
         let mut on_duty = tokio::spawn(Box::pin(duty.run(election, ending.clone())));
+        tokio::spawn(keys::reseal(store.clone(), ending.clone()));
         let reflection = tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(millrace_proto::FILE_DESCRIPTOR_SET)
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)

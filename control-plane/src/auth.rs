@@ -11,6 +11,7 @@
 //!   insists.
 
 mod guard;
+pub mod oidc;
 pub mod permission;
 mod token;
 
@@ -34,6 +35,8 @@ pub enum Auth {
         admin: Option<Arc<SecretString>>,
         /// The operator's own for workers. No token is stored for it either.
         worker: Option<Arc<SecretString>>,
+        /// An issuer that vouches for others.
+        oidc: Option<oidc::Options>,
     },
 }
 

@@ -49,7 +49,8 @@ pub struct Args {
     /// Connections to the database for reading, and as many for writing.
     #[arg(long, env = "MILLRACE_DATABASE_CONNECTIONS", default_value = "8")]
     pub database_connections: String,
-    /// File with the key that seals credentials: 64 hexadecimal digits. Beside an SQLite file: its path with `.key`.
+    /// File with the key that seals credentials: 64 hexadecimal digits; on further lines, older keys that only open. Beside an SQLite
+    /// file: its path with `.key`.
     #[arg(long, env = "MILLRACE_ENCRYPTION_KEY_FILE")]
     pub encryption_key_file: Option<PathBuf>,
     /// Make the key file if it is missing, readable by its owner only. Keep a copy: without it credentials are lost.

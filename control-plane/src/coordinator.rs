@@ -154,12 +154,16 @@ impl Coordinator {
 
     /// The service that workers dial. It takes sessions while the coordinator leads, and batches always.
     pub fn service(&self) -> WorkerServiceServer<sessions::Service> {
+        let handle = Handle {
+            shared: self.shared.clone(),
+        };
         sessions::Service::new(
             self.store.clone(),
             self.shared.registry.clone(),
             self.options.lease_ttl,
             self.options.heartbeat_interval,
             self.shared.gate.clone(),
+            move |_| handle.nudge(),
         )
         .into_server()
     }

@@ -55,6 +55,8 @@ pub mod kind {
         /// A user had rejected records deleted from the error table; `records`, `table`, and what
         /// they had in common: `error_type`, `shard_id`, `from_time`, `to_time`.
         REJECTED_DISCARDED;
+        /// So many records were rejected that the pipe halts until a person looks; `records` and `limit`.
+        REJECTED_LIMIT_REACHED;
     }
 }
 

@@ -33,3 +33,4 @@ pub mod sample;
 pub mod scheduler;
 pub mod sessions;
 pub mod store;
+mod tls;

@@ -25,12 +25,15 @@ mod credentials;
 mod entity;
 mod error;
 mod events;
+mod keys;
 mod leader;
 mod ledger;
 mod migration;
 mod open;
 mod pipes;
 mod positions;
+mod rejected;
+mod requests;
 mod shards;
 mod tokens;
 mod transaction;
@@ -45,6 +48,7 @@ pub use events::MAX_EVENTS;
 pub use leader::Standing;
 pub use pipes::MAX_REVISIONS;
 pub use positions::Adopted;
+pub use requests::{Known, RequestMark};
 pub use shards::{Ended, ShardEnd};
 pub use types::*;
 
@@ -81,6 +85,8 @@ impl fmt::Debug for Options {
 #[derive(Clone)]
 pub struct Store {
     inner: Arc<Inner>,
+    /// What is written is written for this request.
+    request: Option<Arc<RequestMark>>,
 }
 
 struct Inner {
@@ -104,8 +110,8 @@ impl Store {
     /// Opens the database, brings its schema up to date, and checks that `sealer` has the key of its secrets.
     ///
     /// # Errors
-    /// [`Error::Locked`] if another process has the SQLite file open, [`Error::Key`] if the secrets were sealed with another
-    /// key, [`Error::Newer`] if a newer release wrote it, and what else keeps a database from being opened.
+    /// [`Error::Locked`] if another process has the SQLite file open, [`Error::Key`] if secrets were sealed with a key that
+    /// it does not have, [`Error::Newer`] if a newer release wrote it, and what else keeps a database from being opened.
     pub async fn open(options: &Options, sealer: Arc<Sealer>, clock: Clock) -> Result<Store, Error> {
         let open::Opened {
             read,
@@ -127,6 +133,7 @@ impl Store {
                 clock,
                 _lock: lock.map(Arc::new),
             }),
+            request: None,
         })
     }
 

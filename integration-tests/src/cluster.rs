@@ -521,6 +521,7 @@ impl Cluster {
                 kind: Some(kind),
                 ..Default::default()
             }),
+            ..Default::default()
         };
         self.credentials()?.create_credential(request).await?;
         Ok(())
@@ -536,6 +537,7 @@ impl Cluster {
             pipe_id: id.to_owned(),
             pipe: Some(pipe),
             validate_only: false,
+            ..Default::default()
         };
         let mut client = self
             .pipes()
@@ -574,6 +576,7 @@ impl Cluster {
                 paths: fields.iter().map(|field| (*field).to_owned()).collect(),
             }),
             validate_only: false,
+            ..Default::default()
         };
         self.pipes()?.update_pipe(request).await?;
         Ok(())

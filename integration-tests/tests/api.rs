@@ -8,9 +8,12 @@ mod api {
     mod credentials;
     mod discovery;
     mod events;
+    mod filters;
     mod hostile;
     mod inference;
     mod life;
+    mod oidc;
+    mod once;
     mod rejected;
     mod rest;
     mod revisions;

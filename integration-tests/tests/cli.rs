@@ -11,6 +11,7 @@ mod cli {
     mod files;
     mod python;
     mod rejected;
+    mod secrets;
     mod tokens;
     mod top;
     mod transcript;

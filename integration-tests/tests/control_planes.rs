@@ -240,6 +240,7 @@ async fn a_follower_serves_the_api(bed: &Bed) -> anyhow::Result<()> {
         pipe_id: PIPE.to_owned(),
         pipe: Some(bed.pipe()),
         validate_only: false,
+        ..Default::default()
     };
     pipes.create_pipe(request).await?;
     bed.flows("created through the follower", began).await?;
@@ -270,6 +271,7 @@ async fn a_follower_serves_the_api(bed: &Bed) -> anyhow::Result<()> {
             pipe: Some(pipe),
             update_mask,
             validate_only: false,
+            ..Default::default()
         };
         pipes.update_pipe(request).await?;
         eventually("the pipe does what the follower was asked for", LIMIT, || async {

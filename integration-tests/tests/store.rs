@@ -13,6 +13,8 @@ mod consumers;
 mod credentials;
 #[path = "store/events.rs"]
 mod events;
+#[path = "store/keys.rs"]
+mod keys;
 #[path = "store/kill.rs"]
 mod kill;
 #[path = "store/leader.rs"]
@@ -27,6 +29,8 @@ mod positions;
 mod protocol;
 #[path = "store/replace.rs"]
 mod replace;
+#[path = "store/requests.rs"]
+mod requests;
 
 /// Makes a test per database out of each function that takes a [`bed::Database`].
 macro_rules! on_every_database {
@@ -78,6 +82,7 @@ on_every_database!(
     protocol::committed_batches_are_remembered_for_a_while,
     protocol::a_wide_batch_goes_through,
     replace::parts_stand_where_the_batch_stood,
+    requests::a_request_is_noted_with_what_it_does,
     concurrent::one_of_many_grants_wins,
     concurrent::many_workers_keep_the_slices_apart,
     concurrent::creating_and_deleting_meet_working_lanes,

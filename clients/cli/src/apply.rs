@@ -124,8 +124,8 @@ async fn apply(connection: &Connection, pipe: api::Pipe, validate_only: bool) ->
     let after = match &before {
         None => {
             let request = crate::pipe::creation(pipe.clone(), validate_only)?;
-            let response = client.create_pipe(request).await.map_err(client::failed(connection))?;
-            let created = response.into_inner().pipe.unwrap_or_default();
+            let response = client::insist(async || client.create_pipe(request.clone()).await).await;
+            let created = response.map_err(client::failed(connection))?.pipe.unwrap_or_default();
             // A plan has no name yet that it could be found by.
             api::Pipe {
                 name: pipe.name,
@@ -141,9 +141,10 @@ async fn apply(connection: &Connection, pipe: api::Pipe, validate_only: bool) ->
                 pipe: Some(pipe),
                 update_mask: Some(prost_types::FieldMask { paths }),
                 validate_only,
+                request_id: client::request_id(),
             };
-            let response = client.update_pipe(request).await.map_err(client::failed(connection))?;
-            response.into_inner().pipe.unwrap_or_default()
+            let response = client::insist(async || client.update_pipe(request.clone()).await).await;
+            response.map_err(client::failed(connection))?.pipe.unwrap_or_default()
         }
     };
     Ok(Applied { before, after })

@@ -50,6 +50,9 @@ pub(crate) struct Connection {
     /// How to print results.
     #[arg(short, long, global = true, default_value = "table", value_enum)]
     pub(crate) output: Format,
+    /// Profile that says what is not said otherwise. Without: the one of `millrace profile use`, if any.
+    #[arg(long, global = true, env = "MILLRACE_PROFILE", value_name = "NAME")]
+    pub(crate) profile: Option<String>,
 }
 
 impl Connection {
@@ -79,6 +82,9 @@ pub(crate) enum Command {
     /// Make, list and revoke the tokens that callers prove themselves with.
     #[command(subcommand)]
     Token(Token),
+    /// Keep what is said to which Millrace under a name.
+    #[command(subcommand)]
+    Profile(Profile),
     /// What a pipe needs in AWS, and whether it has it.
     #[command(subcommand)]
     Access(Access),
@@ -134,6 +140,28 @@ pub(crate) enum Command {
     Standalone(Box<standalone::Options>),
 }
 
+/// Commands about profiles.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Profile {
+    /// List the profiles.
+    List,
+    /// Keep --endpoint, --project, --token-file and the files for TLS of this command, as they are given or by default.
+    Save {
+        /// Name of the profile.
+        name: String,
+    },
+    /// Use a profile wherever no other is named.
+    Use {
+        /// Name of the profile.
+        name: String,
+    },
+    /// Forget a profile.
+    Delete {
+        /// Name of the profile.
+        name: String,
+    },
+}
+
 #[derive(Debug, Subcommand)]
 pub(crate) enum Pipe {
     /// Create a pipe from a file, or, without one, from answers on the terminal. What cannot work is refused, with the field at fault
@@ -186,7 +214,11 @@ pub(crate) enum Pipe {
         pipe: String,
     },
     /// List the pipes of the project.
-    List,
+    List {
+        /// Only those of which this holds, such as 'status.state = FAILED OR annotations.team = shop'.
+        #[arg(long, default_value = "", hide_default_value = true, value_name = "FILTER")]
+        filter: String,
+    },
     /// Follow a pipe's progress: rows, MB/s, and the lag of each shard.
     Watch {
         /// Pipe id or full name.
@@ -205,6 +237,9 @@ pub(crate) enum Pipe {
         /// At most this many.
         #[arg(long, default_value_t = 50, value_name = "COUNT")]
         limit: usize,
+        /// Only those of which this holds, such as 'severity = ERROR' or 'kind = POSITION_RESET'.
+        #[arg(long, default_value = "", hide_default_value = true, value_name = "FILTER")]
+        filter: String,
     },
     /// List the specifications that a pipe has had, newest first.
     Revisions {

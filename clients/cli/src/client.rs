@@ -1,12 +1,15 @@
 //! Clients of the control plane's API.
 
+use std::time::Duration;
+
 use millrace_common::grpc::Link;
 use millrace_proto::api::v1::{
     access_service_client::AccessServiceClient, credential_service_client::CredentialServiceClient,
     discovery_service_client::DiscoveryServiceClient, pipe_service_client::PipeServiceClient,
     rejected_record_service_client::RejectedRecordServiceClient, token_service_client::TokenServiceClient,
 };
-use tonic::Status;
+use tonic::{Code, Status};
+use uuid::Uuid;
 
 use crate::{args::Connection, exit::Error};
 
@@ -48,6 +51,25 @@ pub(crate) fn rejected_records(connection: &Connection) -> Result<RejectedRecord
 /// Client of the credential service.
 pub(crate) fn credentials(connection: &Connection) -> Result<CredentialServiceClient<Link>, Error> {
     channel(connection).map(CredentialServiceClient::new)
+}
+
+/// How long to wait before a request is sent again, each time.
+const WAITS: [Duration; 2] = [Duration::from_millis(250), Duration::from_secs(1)];
+
+/// An identity for a request: it is carried out once, however often it is sent.
+pub(crate) fn request_id() -> String {
+    Uuid::new_v4().to_string()
+}
+
+/// Sends a request that carries an identity, and again if the control plane could not be reached or its answer was lost.
+pub(crate) async fn insist<T>(mut send: impl AsyncFnMut() -> Result<tonic::Response<T>, Status>) -> Result<T, Status> {
+    for wait in WAITS {
+        match send().await {
+            Err(status) if status.code() == Code::Unavailable => tokio::time::sleep(wait).await,
+            answer => return answer.map(tonic::Response::into_inner),
+        }
+    }
+    send().await.map(tonic::Response::into_inner)
 }
 
 /// Turns a status of a call into this program's error.

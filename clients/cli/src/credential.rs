@@ -81,12 +81,11 @@ async fn create(
             kind: Some(kind),
             ..Default::default()
         }),
+        request_id: client::request_id(),
     };
-    let response = client::credentials(connection)?
-        .create_credential(request)
-        .await
-        .map_err(client::failed(connection))?
-        .into_inner();
+    let mut client = client::credentials(connection)?;
+    let response = client::insist(async || client.create_credential(request.clone()).await).await;
+    let response = response.map_err(client::failed(connection))?;
     let created = response.credential.unwrap_or_default();
     show(connection, &created)
 }
@@ -119,11 +118,11 @@ async fn delete(connection: &Connection, credential: &str, allow_missing: bool) 
     let request = api::DeleteCredentialRequest {
         name: name.clone(),
         allow_missing,
+        request_id: client::request_id(),
     };
-    client::credentials(connection)?
-        .delete_credential(request)
-        .await
-        .map_err(client::failed(connection))?;
+    let mut client = client::credentials(connection)?;
+    let deleted = client::insist(async || client.delete_credential(request.clone()).await).await;
+    deleted.map_err(client::failed(connection))?;
     output::line(&format!("{name} deleted"))
 }
 

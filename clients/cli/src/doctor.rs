@@ -119,6 +119,7 @@ pub(crate) async fn all(connection: &Connection) -> Result<Vec<api::Pipe>, Error
             page_size,
             page_token,
             view: api::PipeView::Full.into(),
+            filter: String::new(),
         };
         let page = client.list_pipes(request).await.map_err(client::failed(connection))?;
         let page = page.into_inner();

@@ -8,13 +8,14 @@ const EVENT: &str = "millrace.api.v1.PipeEvent";
 const HEADER: [&str; 6] = ["TIME", "SEVERITY", "KIND", "ACTOR", "SHARD", "MESSAGE"];
 
 /// Prints the newest events of a pipe.
-pub(crate) async fn run(connection: &Connection, pipe: &str, limit: usize) -> Result<(), Error> {
+pub(crate) async fn run(connection: &Connection, pipe: &str, limit: usize, filter: &str) -> Result<(), Error> {
     let mut client = client::pipes(connection)?;
     let all = list::all(limit, async |page_size, page_token| {
         let request = api::ListPipeEventsRequest {
             parent: connection.name("pipes", pipe),
             page_size,
             page_token,
+            filter: filter.to_owned(),
         };
         let page = client
             .list_pipe_events(request)

@@ -16,6 +16,7 @@ mod list;
 mod manifest;
 mod output;
 mod pipe;
+mod profile;
 mod rejected;
 mod reset;
 mod revisions;
@@ -28,12 +29,13 @@ mod wizard;
 
 use std::process::ExitCode;
 
-use clap::Parser as _;
-
 use crate::args::{Cli, Command};
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = match profile::parse() {
+        Ok(cli) => cli,
+        Err(error) => return ExitCode::from(exit::report(&error)),
+    };
     // Scripts take 1 for an answer of `diff`.
     let least = if matches!(cli.command, Command::Diff { .. }) {
         2
@@ -56,6 +58,7 @@ fn main() -> ExitCode {
 async fn run(cli: Cli) -> Result<ExitCode, exit::Error> {
     match cli.command {
         Command::Pipe(command) => pipe::run(&cli.connection, command).await,
+        Command::Profile(command) => profile::run(&cli.connection, command),
         Command::Access(command) => access::run(&cli.connection, command).await,
         Command::Credential(command) => credential::run(&cli.connection, command).await,
         Command::Token(command) => token::run(&cli.connection, command).await,

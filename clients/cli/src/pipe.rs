@@ -34,13 +34,13 @@ pub(crate) async fn run(connection: &Connection, command: Pipe) -> Result<(), Er
         Pipe::Preview(given) => discovery::preview(connection, &given).await,
         Pipe::Rows { pipe, limit } => discovery::rows(connection, &pipe, limit).await,
         Pipe::Get { pipe } => get(connection, &pipe).await,
-        Pipe::List => list_all(connection).await,
+        Pipe::List { filter } => list_all(connection, &filter).await,
         Pipe::Watch {
             pipe,
             interval,
             until_records,
         } => watch::run(connection, &pipe, interval, until_records).await,
-        Pipe::Events { pipe, limit } => events::run(connection, &pipe, limit).await,
+        Pipe::Events { pipe, limit, filter } => events::run(connection, &pipe, limit, &filter).await,
         Pipe::Revisions { pipe, limit } => revisions::list(connection, &pipe, limit).await,
         Pipe::Rollback { pipe, to, dry_run } => revisions::rollback(connection, &pipe, to, dry_run).await,
         Pipe::Wait {
@@ -60,11 +60,9 @@ pub(crate) async fn run(connection: &Connection, command: Pipe) -> Result<(), Er
 pub(crate) async fn create(connection: &Connection, pipe: api::Pipe, validate_only: bool) -> Result<(), Error> {
     let name = connection.name("pipes", &pipe.name);
     let request = creation(api::Pipe { name, ..pipe }, validate_only)?;
-    let response = client::pipes(connection)?
-        .create_pipe(request)
-        .await
-        .map_err(client::failed(connection))?
-        .into_inner();
+    let mut client = client::pipes(connection)?;
+    let response = client::insist(async || client.create_pipe(request.clone()).await).await;
+    let response = response.map_err(client::failed(connection))?;
     show(connection, &response.pipe.unwrap_or_default())
 }
 
@@ -81,6 +79,7 @@ pub(crate) fn creation(mut pipe: api::Pipe, validate_only: bool) -> Result<api::
         pipe_id: pipe_id.to_owned(),
         pipe: Some(pipe),
         validate_only,
+        request_id: client::request_id(),
     })
 }
 
@@ -96,12 +95,11 @@ async fn update(connection: &Connection, file: &Path, paths: Vec<String>, valida
         }),
         update_mask: (!paths.is_empty()).then_some(prost_types::FieldMask { paths }),
         validate_only,
+        request_id: client::request_id(),
     };
-    let response = client::pipes(connection)?
-        .update_pipe(request)
-        .await
-        .map_err(client::failed(connection))?
-        .into_inner();
+    let mut client = client::pipes(connection)?;
+    let response = client::insist(async || client.update_pipe(request.clone()).await).await;
+    let response = response.map_err(client::failed(connection))?;
     show(connection, &response.pipe.unwrap_or_default())
 }
 
@@ -118,7 +116,7 @@ async fn get(connection: &Connection, pipe: &str) -> Result<(), Error> {
     show(connection, &response.pipe.unwrap_or_default())
 }
 
-async fn list_all(connection: &Connection) -> Result<(), Error> {
+async fn list_all(connection: &Connection, filter: &str) -> Result<(), Error> {
     let mut client = client::pipes(connection)?;
     let all = list::all(usize::MAX, async |page_size, page_token| {
         let request = api::ListPipesRequest {
@@ -126,6 +124,7 @@ async fn list_all(connection: &Connection) -> Result<(), Error> {
             page_size,
             page_token,
             view: PipeView::Basic.into(),
+            filter: filter.to_owned(),
         };
         let page = client
             .list_pipes(request)
@@ -149,12 +148,11 @@ async fn set_desired(connection: &Connection, pipe: &str, desired: DesiredState)
             paths: vec!["desired_state".to_owned()],
         }),
         validate_only: false,
+        request_id: client::request_id(),
     };
-    let response = client::pipes(connection)?
-        .update_pipe(request)
-        .await
-        .map_err(client::failed(connection))?
-        .into_inner();
+    let mut client = client::pipes(connection)?;
+    let response = client::insist(async || client.update_pipe(request.clone()).await).await;
+    let response = response.map_err(client::failed(connection))?;
     show(connection, &response.pipe.unwrap_or_default())
 }
 
@@ -164,11 +162,11 @@ async fn delete(connection: &Connection, pipe: &str, allow_missing: bool) -> Res
         name: name.clone(),
         etag: String::new(),
         allow_missing,
+        request_id: client::request_id(),
     };
-    client::pipes(connection)?
-        .delete_pipe(request)
-        .await
-        .map_err(client::failed(connection))?;
+    let mut client = client::pipes(connection)?;
+    let deleted = client::insist(async || client.delete_pipe(request.clone()).await).await;
+    deleted.map_err(client::failed(connection))?;
     output::line(&format!("{name} deleted"))
 }
 

@@ -21,16 +21,15 @@ pub(crate) async fn run(connection: &Connection, given: Reset) -> Result<(), Err
         abandon_open_batches: given.abandon_open_batches,
         adopt_stream: given.adopt_stream,
         validate_only: given.dry_run,
+        request_id: client::request_id(),
         ..Default::default()
     };
     if let Some(to) = &given.to {
         goal(to, &mut request)?;
     }
-    let response = client::pipes(connection)?
-        .reset_position(request)
-        .await
-        .map_err(client::failed(connection))?
-        .into_inner();
+    let mut client = client::pipes(connection)?;
+    let response = client::insist(async || client.reset_position(request.clone()).await).await;
+    let response = response.map_err(client::failed(connection))?;
     if connection.output != Format::Table {
         return output::document(&manifest::to_json(&response, RESPONSE)?, connection.output);
     }

@@ -39,12 +39,11 @@ pub(crate) async fn rollback(
         revision,
         etag: String::new(),
         validate_only,
+        request_id: client::request_id(),
     };
-    let response = client::pipes(connection)?
-        .rollback_pipe(request)
-        .await
-        .map_err(client::failed(connection))?
-        .into_inner();
+    let mut client = client::pipes(connection)?;
+    let response = client::insist(async || client.rollback_pipe(request.clone()).await).await;
+    let response = response.map_err(client::failed(connection))?;
     pipe::show(connection, &response.pipe.unwrap_or_default())
 }
 

@@ -49,12 +49,11 @@ async fn create(
             ..Default::default()
         }),
         ttl: ttl.map_err(|error| Error::Local(format!("--ttl: {error}")))?,
+        request_id: client::request_id(),
     };
-    let created = client::tokens(connection)?
-        .create_token(request)
-        .await
-        .map_err(client::failed(connection))?
-        .into_inner();
+    let mut client = client::tokens(connection)?;
+    let created = client::insist(async || client.create_token(request.clone()).await).await;
+    let created = created.map_err(client::failed(connection))?;
     if connection.output != Format::Table {
         return output::document(&manifest::to_json(&created, CREATED)?, connection.output);
     }

@@ -28,23 +28,24 @@ impl CredentialService for Api {
         &self,
         request: Request<CreateCredentialRequest>,
     ) -> Result<Response<CreateCredentialResponse>, Status> {
-        let stored = self.store_credential(request.into_inner()).await?;
-        Ok(Response::new(CreateCredentialResponse {
-            credential: Some(output::credential(&stored)),
-        }))
+        let request = request.into_inner();
+        let answer = |stored: &StoredCredential| CreateCredentialResponse {
+            credential: Some(output::credential(stored)),
+        };
+        let name = format!("{}/credentials/{}", request.parent, request.credential_id);
+        let run = async |api: Api| Ok(answer(&api.store_credential(&request).await?));
+        let again = async |api: Api| Ok(answer(&api.credential(&name).await?));
+        let answer = self
+            .once("CreateCredential", &request.request_id, &request, run, again)
+            .await?;
+        Ok(Response::new(answer))
     }
 
     async fn get_credential(
         &self,
         request: Request<GetCredentialRequest>,
     ) -> Result<Response<GetCredentialResponse>, Status> {
-        let name: CredentialName = name(&request.get_ref().name, "name")?;
-        let stored = self
-            .store
-            .get_credential(&name)
-            .await
-            .map_err(|error| of_store(&error))?;
-        let stored = stored.ok_or_else(|| credential_not_found(&name))?;
+        let stored = self.credential(&request.get_ref().name).await?;
         Ok(Response::new(GetCredentialResponse {
             credential: Some(output::credential(&stored)),
         }))
@@ -80,24 +81,48 @@ impl CredentialService for Api {
         request: Request<DeleteCredentialRequest>,
     ) -> Result<Response<DeleteCredentialResponse>, Status> {
         let request = request.into_inner();
-        let name: CredentialName = name(&request.name, "name")?;
-        let deleted = self
-            .store
-            .delete_credential(&name)
-            .await
-            .map_err(|error| of_store(&error))?;
-        if !deleted && !request.allow_missing {
-            return Err(credential_not_found(&name).into());
-        }
-        if deleted {
-            tracing::info!(credential = %name, "credential deleted");
-        }
-        Ok(Response::new(DeleteCredentialResponse {}))
+        let run = async |api: Api| api.remove_credential(&request).await;
+        let again = async |_: Api| Ok(DeleteCredentialResponse {});
+        let answer = self
+            .once("DeleteCredential", &request.request_id, &request, run, again)
+            .await?;
+        Ok(Response::new(answer))
     }
 }
 
 impl Api {
-    async fn store_credential(&self, request: CreateCredentialRequest) -> Result<StoredCredential, ApiError> {
+    async fn credential(&self, text: &str) -> Result<StoredCredential, ApiError> {
+        let name: CredentialName = name(text, "name")?;
+        let stored = self
+            .store
+            .get_credential(&name)
+            .await
+            .map_err(|error| of_store(&error))?;
+        stored.ok_or_else(|| credential_not_found(&name))
+    }
+
+    async fn remove_credential(&self, request: &DeleteCredentialRequest) -> Result<DeleteCredentialResponse, ApiError> {
+        let name: CredentialName = name(&request.name, "name")?;
+        let there = self.store.get_credential(&name).await;
+        // One that cannot be read can be deleted all the same.
+        let deleted = match there {
+            Ok(None) => false,
+            _ => self
+                .store
+                .delete_credential(&name)
+                .await
+                .map_err(|error| of_store(&error))?,
+        };
+        if !deleted && !request.allow_missing {
+            return Err(credential_not_found(&name));
+        }
+        if deleted {
+            tracing::info!(credential = %name, "credential deleted");
+        }
+        Ok(DeleteCredentialResponse {})
+    }
+
+    async fn store_credential(&self, request: &CreateCredentialRequest) -> Result<StoredCredential, ApiError> {
         let mut violations = Violations::new();
         let project = parent(&request.parent)
             .inspect_err(|error| violations.add("parent", error.message.trim_start_matches("parent: ")))
@@ -107,7 +132,7 @@ impl Api {
             .parse::<Label>()
             .inspect_err(|error| violations.add("credential_id", error.to_string()))
             .ok();
-        let given = request.credential.unwrap_or_default();
+        let given = request.credential.clone().unwrap_or_default();
         let uid = CredentialUid::new();
         let secret = convert::credential(&given, uid, &mut violations);
         // Without a project nothing can be said of names in it.

@@ -23,6 +23,10 @@ pub(super) const ETAG_MISMATCH: &str = "ETAG_MISMATCH";
 pub(super) const IMMUTABLE_FIELD: &str = "IMMUTABLE_FIELD";
 /// The page token is not one of this listing.
 pub(super) const INVALID_PAGE_TOKEN: &str = "INVALID_PAGE_TOKEN";
+/// Another request was sent with this id.
+pub(super) const REQUEST_ID_REUSED: &str = "REQUEST_ID_REUSED";
+/// It was carried out before, and what was answered is not known any more.
+pub(super) const REQUEST_REPEATED: &str = "REQUEST_REPEATED";
 /// Too many streams at once.
 pub(super) const TOO_MANY_WATCHES: &str = "TOO_MANY_WATCHES";
 /// The server ends.
@@ -57,6 +61,8 @@ pub(super) fn of_store(error: &store::Error) -> ApiError {
             ApiError::invalid_field("credential.aws_role.source_credential", error.to_string())
         }
         Error::EtagMismatch { .. } => etag_mismatch(),
+        // Seldom seen: whoever carries an id asks first.
+        Error::Repeated => ApiError::new(Code::Aborted, REQUEST_REPEATED, error.to_string()).with_field("request_id"),
         Error::Refused { reason } => refused(reason),
         Error::Unavailable(_) => {
             tracing::warn!(error = error as &dyn std::error::Error, "the database is not available");

@@ -18,8 +18,11 @@ use tonic::{Request, Response, Status};
 use super::{
     Api,
     convert::{self, Context, Violations},
-    errors::{ALREADY_EXISTS, etag_mismatch, of_store, pipe_not_found},
-    name, page, parent,
+    errors::{ALREADY_EXISTS, of_store, pipe_not_found},
+    filter::Filter,
+    name,
+    once::carried,
+    page, parent,
     view::{self, View},
     watch,
 };
@@ -47,15 +50,20 @@ fn show_damaged(damaged: &Damaged) -> Pipe {
 
 /// What page tokens of this listing belong to.
 const LISTING: &str = "pipes";
+/// Pipes that a filter is tried on for one page. Each is put together as it would be shown.
+const MAX_FILTERED: u32 = 500;
 
 #[tonic::async_trait]
 impl PipeService for Api {
     async fn create_pipe(&self, request: Request<CreatePipeRequest>) -> Result<Response<CreatePipeResponse>, Status> {
         let request = request.into_inner();
-        let snapshot = Box::pin(self.create(&request)).await?;
-        Ok(Response::new(CreatePipeResponse {
-            pipe: Some(self.show(&snapshot, View::Full)),
-        }))
+        let id = carried(&request.request_id, request.validate_only);
+        let name = format!("{}/pipes/{}", request.parent, request.pipe_id);
+        let answer = |pipe| CreatePipeResponse { pipe: Some(pipe) };
+        let run = async |api: Api| Ok(answer(api.show(&api.create(&request).await?, View::Full)));
+        let again = async |api: Api| Ok(answer(api.current(&name).await?));
+        let answer = self.once("CreatePipe", id, &request, run, again).await?;
+        Ok(Response::new(answer))
     }
 
     async fn get_pipe(&self, request: Request<GetPipeRequest>) -> Result<Response<GetPipeResponse>, Status> {
@@ -72,64 +80,28 @@ impl PipeService for Api {
     }
 
     async fn list_pipes(&self, request: Request<ListPipesRequest>) -> Result<Response<ListPipesResponse>, Status> {
-        let request = request.into_inner();
-        let parent = parent(&request.parent)?;
-        let view = view::requested(request.view, View::Basic)?;
-        let page = page::parse(&self.sealer, LISTING, &parent, request.page_size, &request.page_token)?;
-        // One more than asked for tells whether there is a next page.
-        let mut pipes = self
-            .store
-            .list_pipes(&parent, page.after.as_ref(), page.size + 1)
-            .await
-            .map_err(|error| of_store(&error))?;
-        let more = pipes.len() > page.size as usize;
-        pipes.truncate(page.size as usize);
-        let next_page_token = match pipes.last() {
-            Some(last) if more => {
-                let name = last.as_ref().map_or_else(|damaged| &damaged.name, |pipe| &pipe.name);
-                page::token(&self.sealer, LISTING, &parent, &name.id)?
-            }
-            _ => String::new(),
-        };
-        let mut shown = Vec::with_capacity(pipes.len());
-        for pipe in pipes {
-            shown.extend(self.shown(pipe, view).await?);
-        }
-        Ok(Response::new(ListPipesResponse {
-            pipes: shown,
-            next_page_token,
-        }))
+        Ok(Response::new(Box::pin(self.list(request.into_inner())).await?))
     }
 
     async fn update_pipe(&self, request: Request<UpdatePipeRequest>) -> Result<Response<UpdatePipeResponse>, Status> {
-        let snapshot = Box::pin(self.update(request.get_ref())).await?;
-        Ok(Response::new(UpdatePipeResponse {
-            pipe: Some(self.show(&snapshot, View::Full)),
-        }))
+        let request = request.into_inner();
+        let id = carried(&request.request_id, request.validate_only);
+        let name = request.pipe.as_ref().map(|pipe| pipe.name.as_str()).unwrap_or_default();
+        let answer = |pipe| UpdatePipeResponse { pipe: Some(pipe) };
+        let run = async |api: Api| Ok(answer(api.show(&api.update(&request).await?, View::Full)));
+        let again = async |api: Api| Ok(answer(api.current(name).await?));
+        let answer = self.once("UpdatePipe", id, &request, run, again).await?;
+        Ok(Response::new(answer))
     }
 
     async fn delete_pipe(&self, request: Request<DeletePipeRequest>) -> Result<Response<DeletePipeResponse>, Status> {
         let request = request.into_inner();
-        let name: PipeName = name(&request.name, "name")?;
-        let etag = Some(request.etag.as_str()).filter(|etag| !etag.is_empty());
-        // Read before, because afterwards nobody knows what it had. One that cannot be read can be deleted all the same.
-        let known = self.store.get_pipe(&name).await.ok().flatten();
-        let deleted = match self.store.delete_pipe(&name, etag).await {
-            Ok(deleted) => deleted,
-            Err(crate::store::Error::EtagMismatch { .. }) => return Err(etag_mismatch().into()),
-            Err(error) => return Err(of_store(&error).into()),
-        };
-        if !deleted && !request.allow_missing {
-            return Err(pipe_not_found(&name).into());
-        }
-        if deleted {
-            tracing::info!(pipe = %name, "pipe deleted");
-            if let Some(pipe) = known {
-                self.give_up_consumer(&pipe);
-            }
-            self.note_change();
-        }
-        Ok(Response::new(DeletePipeResponse {}))
+        let run = async |api: Api| api.delete(&request).await;
+        let again = async |_: Api| Ok(DeletePipeResponse {});
+        let answer = self
+            .once("DeletePipe", &request.request_id, &request, run, again)
+            .await?;
+        Ok(Response::new(answer))
     }
 
     type WatchPipeStream = watch::Updates;
@@ -161,7 +133,18 @@ impl PipeService for Api {
         &self,
         request: Request<ResetPositionRequest>,
     ) -> Result<Response<ResetPositionResponse>, Status> {
-        Ok(Response::new(Box::pin(self.reset(request.get_ref())).await?))
+        let request = request.into_inner();
+        let id = carried(&request.request_id, request.validate_only);
+        let run = async |api: Api| api.reset(&request).await;
+        // What was moved, the event says.
+        let again = async |api: Api| {
+            Ok(ResetPositionResponse {
+                pipe: Some(api.current(&request.name).await?),
+                ..ResetPositionResponse::default()
+            })
+        };
+        let answer = self.once("ResetPosition", id, &request, run, again).await?;
+        Ok(Response::new(answer))
     }
 
     async fn list_pipe_revisions(
@@ -175,10 +158,13 @@ impl PipeService for Api {
         &self,
         request: Request<RollbackPipeRequest>,
     ) -> Result<Response<RollbackPipeResponse>, Status> {
-        let snapshot = Box::pin(self.rollback(request.get_ref())).await?;
-        Ok(Response::new(RollbackPipeResponse {
-            pipe: Some(self.show(&snapshot, View::Full)),
-        }))
+        let request = request.into_inner();
+        let id = carried(&request.request_id, request.validate_only);
+        let answer = |pipe| RollbackPipeResponse { pipe: Some(pipe) };
+        let run = async |api: Api| Ok(answer(api.show(&api.rollback(&request).await?, View::Full)));
+        let again = async |api: Api| Ok(answer(api.current(&request.name).await?));
+        let answer = self.once("RollbackPipe", id, &request, run, again).await?;
+        Ok(Response::new(answer))
     }
 }
 
@@ -198,6 +184,42 @@ impl Api {
         pipe.ok_or_else(|| pipe_not_found(name))
     }
 
+    async fn list(&self, request: ListPipesRequest) -> Result<ListPipesResponse, ApiError> {
+        let parent = parent(&request.parent)?;
+        let view = view::requested(request.view, View::Basic)?;
+        let filter = Filter::parse(&request.filter, "Pipe")?;
+        // A token leads on under its own filter only.
+        let listing = format!("{LISTING}/{}", request.filter);
+        let page = page::parse(&self.sealer, &listing, &parent, request.page_size, &request.page_token)?;
+        let size = if filter.is_empty() { page.size } else { MAX_FILTERED };
+        // One more than is looked at tells whether there is a next page.
+        let found = self.store.list_pipes(&parent, page.after.as_ref(), size + 1).await;
+        let found = found.map_err(|error| of_store(&error))?;
+        let (count, mut last) = (found.len(), None);
+        let mut pipes = Vec::new();
+        for (at, pipe) in found.into_iter().take(size as usize).enumerate() {
+            let id = pipe
+                .as_ref()
+                .map_or_else(|damaged| &damaged.name, |pipe| &pipe.name)
+                .id
+                .clone();
+            last = Some((at + 1, id));
+            if let Some(shown) = self.shown(pipe, view).await?
+                && filter.lets_through(&shown)?
+            {
+                pipes.push(shown);
+            }
+            if pipes.len() == page.size as usize {
+                break;
+            }
+        }
+        let next_page_token = match last {
+            Some((seen, id)) if seen < count => page::token(&self.sealer, &listing, &parent, &id)?,
+            _ => String::new(),
+        };
+        Ok(ListPipesResponse { pipes, next_page_token })
+    }
+
     /// A pipe as it is shown, also one that cannot be read; none that is deleted meanwhile.
     async fn shown(&self, pipe: Result<StoredPipe, Damaged>, view: View) -> Result<Option<Pipe>, ApiError> {
         let pipe = match pipe {
@@ -213,6 +235,39 @@ impl Api {
             }))),
             Err(error) => Err(of_store(&error)),
         }
+    }
+
+    /// A pipe as it is now, in full.
+    async fn current(&self, text: &str) -> Result<Pipe, ApiError> {
+        let name: PipeName = name(text, "name")?;
+        let pipe = self.pipe(&name).await?;
+        Ok(self.show(&self.snapshot(pipe.uid, &name).await?, View::Full))
+    }
+
+    async fn delete(&self, request: &DeletePipeRequest) -> Result<DeletePipeResponse, ApiError> {
+        let name: PipeName = name(&request.name, "name")?;
+        let etag = Some(request.etag.as_str()).filter(|etag| !etag.is_empty());
+        // Read before, because afterwards nobody knows what it had. One that cannot be read can be deleted all the same.
+        let known = self.store.find_pipe(&name).await.map_err(|error| of_store(&error))?;
+        let deleted = match known {
+            Some(_) => self
+                .store
+                .delete_pipe(&name, etag)
+                .await
+                .map_err(|error| of_store(&error))?,
+            None => false,
+        };
+        if !deleted && !request.allow_missing {
+            return Err(pipe_not_found(&name));
+        }
+        if deleted {
+            tracing::info!(pipe = %name, "pipe deleted");
+            if let Some(Ok(pipe)) = known {
+                self.give_up_consumer(&pipe);
+            }
+            self.note_change();
+        }
+        Ok(DeletePipeResponse {})
     }
 
     /// The stored pipe with its shards.

@@ -102,10 +102,13 @@ impl Api {
                     event = event.with(key, value);
                 }
             }
-            self.store
-                .append_event(pipe.uid, &event)
-                .await
-                .map_err(|error| of_store(&error))?;
+            let noted = if request.all {
+                self.store.note_rejected_seen(pipe.uid, &event).await
+            } else {
+                self.store.append_event(pipe.uid, &event).await.map(drop)
+            };
+            noted.map_err(|error| of_store(&error))?;
+            self.note_change();
         }
         Ok(DiscardRejectedRecordsResponse {
             record_count: discarded.records,

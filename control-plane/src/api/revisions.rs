@@ -79,6 +79,8 @@ impl Api {
             }),
             update_mask: Some(mask::specification()),
             validate_only: request.validate_only,
+            // It is the one of the whole request.
+            request_id: String::new(),
         };
         Box::pin(self.change(&update, Some(revision))).await
     }

@@ -15,6 +15,7 @@ use super::{
     Api,
     convert::{Violations, output},
     errors::{TOKEN_NOT_FOUND, of_store},
+    once::repeated,
     page,
 };
 use crate::{
@@ -35,7 +36,17 @@ impl TokenService for Api {
         &self,
         request: Request<CreateTokenRequest>,
     ) -> Result<Response<CreateTokenResponse>, Status> {
-        Ok(Response::new(self.mint(&request.into_inner()).await?))
+        let request = request.into_inner();
+        let run = async |api: Api| api.mint(&request).await;
+        let again = async |_: Api| {
+            Err(repeated(
+                "list the tokens, revoke the one that it made, and ask under another id",
+            ))
+        };
+        let answer = self
+            .once("CreateToken", &request.request_id, &request, run, again)
+            .await?;
+        Ok(Response::new(answer))
     }
 
     async fn get_token(&self, request: Request<GetTokenRequest>) -> Result<Response<GetTokenResponse>, Status> {

@@ -21,6 +21,7 @@ use tonic::{
 
 use super::{
     Auth, CALLER, Caller, Role,
+    oidc::{self, Oidc},
     permission::{self, Need},
     token,
 };
@@ -50,6 +51,7 @@ pub struct Guard {
     auth: Auth,
     /// Hashes of the operator's own tokens.
     own: Vec<(String, Role)>,
+    oidc: Option<Oidc>,
     store: Store,
     clock: Clock,
     /// By id: since when, and what is stored, if anything.
@@ -61,15 +63,20 @@ impl Guard {
     #[must_use]
     pub fn new(auth: Auth, store: Store, clock: Clock) -> Self {
         let own = match &auth {
-            Auth::Tokens { admin, worker } => [(admin, Role::Admin), (worker, Role::Worker)]
+            Auth::Tokens { admin, worker, .. } => [(admin, Role::Admin), (worker, Role::Worker)]
                 .into_iter()
                 .filter_map(|(own, role)| Some((token::hash(own.as_ref()?.expose_secret()), role)))
                 .collect(),
             Auth::None => Vec::new(),
         };
+        let oidc = match &auth {
+            Auth::Tokens { oidc, .. } => oidc.clone().map(Oidc::new),
+            Auth::None => None,
+        };
         Self {
             auth,
             own,
+            oidc,
             store,
             clock,
             remembered: Mutex::default(),
@@ -140,6 +147,9 @@ impl Guard {
                 actor: "operator".to_owned(),
                 role: *role,
             });
+        }
+        if let Some(oidc) = self.oidc.as_ref().filter(|_| oidc::is_jwt(given)) {
+            return oidc.caller(given).await;
         }
         // Of a wrong secret nobody learns whether there is such an id.
         let unknown = || unauthenticated("the token is not known: check it, or ask an admin for another one");
@@ -218,7 +228,7 @@ impl From<ApiError> for Refused {
     }
 }
 
-fn unauthenticated(message: &str) -> ApiError {
+pub(super) fn unauthenticated(message: &str) -> ApiError {
     ApiError::new(Code::Unauthenticated, UNAUTHENTICATED, message)
 }
 

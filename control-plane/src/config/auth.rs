@@ -12,7 +12,7 @@ use millrace_common::grpc::ServerTls;
 use secrecy::SecretString;
 use url::Url;
 
-use crate::auth::Auth;
+use crate::auth::{Auth, Role, oidc};
 
 /// The operator's own token, where a file is not wanted.
 const ADMIN_TOKEN_VARIABLE: &str = "MILLRACE_ADMIN_TOKEN";
@@ -46,6 +46,23 @@ pub struct AuthOptions {
     /// File with a token for workers, likewise; or set MILLRACE_WORKER_TOKEN. Tokens of the role `worker` do as well.
     #[arg(long, env = "MILLRACE_WORKER_TOKEN_FILE")]
     pub worker_token_file: Option<PathBuf>,
+    /// URL of an OpenID Connect issuer whose JSON Web Tokens are good, too. Its keys are found by it.
+    #[arg(long, env = "MILLRACE_OIDC_ISSUER", value_name = "URL", requires = "oidc_audience")]
+    pub oidc_issuer: Option<String>,
+    /// Audience (`aud`) that its tokens have to be made for.
+    #[arg(long, env = "MILLRACE_OIDC_AUDIENCE", value_name = "TEXT", requires = "oidc_issuer")]
+    pub oidc_audience: Option<String>,
+    /// Claim of its tokens that says the roles: a name, or a path such as `realm_access.roles`.
+    #[arg(
+        long,
+        env = "MILLRACE_OIDC_ROLE_CLAIM",
+        value_name = "CLAIM",
+        default_value = "roles"
+    )]
+    pub oidc_role_claim: String,
+    /// What in that claim gives which role, such as `viewer=everyone,operator=data,admin=platform`. Without: the names of the roles.
+    #[arg(long, env = "MILLRACE_OIDC_ROLES", value_delimiter = ',', value_name = "ROLE=VALUE")]
+    pub oidc_roles: Vec<String>,
     /// Let everybody who reaches this control plane do everything, although it listens beyond this machine.
     #[arg(long, env = "MILLRACE_INSECURE_NO_AUTH")]
     pub insecure_no_auth: bool,
@@ -79,11 +96,14 @@ impl AuthOptions {
             self.worker_token_file.as_deref(),
             WORKER_TOKEN_VARIABLE,
         )?;
-        let any = admin.is_some() || worker.is_some();
+        let oidc = self.oidc()?;
+        let any = admin.is_some() || worker.is_some() || oidc.is_some();
         let mode = self.auth.unwrap_or(if any { AuthMode::Tokens } else { AuthMode::None });
         let beyond = listen.is_some_and(|listen| !listen.ip().is_loopback());
         match mode {
-            AuthMode::None if any => Err("--auth none does not go with a token: leave one of them out".to_owned()),
+            AuthMode::None if any => {
+                Err("--auth none does not go with a token or an issuer: leave one of them out".to_owned())
+            }
             AuthMode::None if beyond && !self.insecure_no_auth => Err(
                 "--listen is an address that other machines reach, and everybody there could do everything: give \
                  --admin-token-file, or --insecure-no-auth if that is wanted"
@@ -91,8 +111,40 @@ impl AuthOptions {
             ),
             AuthMode::None => Ok(Auth::None),
             // The tokens that were made before are good without it.
-            AuthMode::Tokens => Ok(Auth::Tokens { admin, worker }),
+            AuthMode::Tokens => Ok(Auth::Tokens { admin, worker, oidc }),
         }
+    }
+
+    /// Whom tokens may be of beside the operator.
+    fn oidc(&self) -> Result<Option<oidc::Options>, String> {
+        let (Some(issuer), Some(audience)) = (&self.oidc_issuer, &self.oidc_audience) else {
+            return Ok(None);
+        };
+        let url = Url::parse(issuer).map_err(|error| format!("--oidc-issuer: {issuer:?} is no URL: {error}"))?;
+        let loopback = matches!(url.host_str(), Some("127.0.0.1" | "[::1]" | "localhost"));
+        if url.scheme() != "https" && !(url.scheme() == "http" && loopback) {
+            return Err(
+                "--oidc-issuer must be an https:// URL: who stands between could make tokens otherwise".to_owned(),
+            );
+        }
+        if url.query().is_some() || url.fragment().is_some() || !url.username().is_empty() {
+            return Err("--oidc-issuer must be a URL without user, query and fragment".to_owned());
+        }
+        let roles = self.oidc_roles.iter().map(|text| {
+            let wrong =
+                || format!("--oidc-roles: {text:?} must be viewer=, operator= or admin= and a value of the claim");
+            let (role, value) = text.split_once('=').ok_or_else(wrong)?;
+            let role = role.trim().parse::<Role>().ok().filter(|role| *role != Role::Worker);
+            match (role, value.trim()) {
+                (Some(role), value) if !value.is_empty() => Ok((role, value.to_owned())),
+                _ => Err(wrong()),
+            }
+        });
+        Ok(Some(oidc::Options {
+            role_claim: self.oidc_role_claim.clone(),
+            roles: roles.collect::<Result<_, String>>()?,
+            ..oidc::Options::new(url, audience.as_str())
+        }))
     }
 
     /// Origins whose pages may call.
@@ -222,6 +274,47 @@ mod tests {
             .unwrap_err()
             .contains("cannot read")
         );
+    }
+
+    #[test]
+    fn an_issuer_is_trusted_over_https_only_and_gives_roles() {
+        let of = |issuer: &str, roles: &[&str]| AuthOptions {
+            oidc_issuer: Some(issuer.to_owned()),
+            oidc_audience: Some("millrace".to_owned()),
+            oidc_role_claim: "groups".to_owned(),
+            oidc_roles: roles.iter().map(|role| (*role).to_owned()).collect(),
+            ..AuthOptions::default()
+        };
+        let good = auth(
+            &of("https://id.example.com/realm", &["viewer=all", "admin=platform"]),
+            BEYOND,
+        );
+        let Ok(Auth::Tokens {
+            oidc: Some(options), ..
+        }) = good
+        else {
+            panic!("an issuer is a way to know callers");
+        };
+        assert_eq!(options.roles.len(), 2);
+        for issuer in [
+            "http://id.example.com",
+            "id.example.com",
+            "https://u@id.example.com",
+            "https://id.example.com?x",
+        ] {
+            assert!(
+                auth(&of(issuer, &[]), BEYOND).unwrap_err().contains("--oidc-issuer"),
+                "{issuer}"
+            );
+        }
+        for role in ["worker=w", "root=r", "viewer", "viewer="] {
+            assert!(
+                auth(&of("https://id.example.com", &[role]), BEYOND)
+                    .unwrap_err()
+                    .contains("--oidc-roles"),
+                "{role}"
+            );
+        }
     }
 
     #[test]

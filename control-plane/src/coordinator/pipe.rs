@@ -141,9 +141,7 @@ impl PipeState {
 
     /// Whether it should and can run.
     pub(super) fn is_runnable(&self) -> bool {
-        // Its position means nothing in another stream.
-        let recreated = |f: &StoredFault| f.permanent && f.reason == reason::SOURCE_STREAM_RECREATED;
-        let halted = self.pipe.fault.as_ref().is_some_and(recreated);
+        let halted = self.pipe.fault.as_ref().is_some_and(StoredFault::halts);
         self.pipe.desired == DesiredState::Running && !halted && self.spec.is_some()
     }
 

@@ -10,7 +10,7 @@ use std::{
 };
 
 use clickhouse::Compression;
-use hyper_rustls::{ConfigBuilderExt as _, HttpsConnectorBuilder};
+use hyper_rustls::HttpsConnectorBuilder;
 use hyper_util::{
     client::legacy::{
         Client as HyperClient,
@@ -59,7 +59,7 @@ impl Client {
         tcp.set_nodelay(true);
         tcp.enforce_http(false);
         let https = HttpsConnectorBuilder::new()
-            .with_tls_config(tls())
+            .with_tls_config(crate::tls::client())
             .https_or_http()
             .enable_http1()
             .wrap_connector(tcp);
@@ -85,40 +85,6 @@ impl Client {
             endpoint: access.endpoint.clone(),
             username: access.username.clone(),
         }
-    }
-}
-
-fn tls() -> rustls::ClientConfig {
-    let provider = std::sync::Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let builder = || {
-        rustls::ClientConfig::builder_with_provider(provider.clone())
-            .with_safe_default_protocol_versions()
-            .map_err(io::Error::other)
-    };
-    let with_roots = builder().and_then(ConfigExt::native_roots);
-    match with_roots {
-        Ok(config) => config,
-        Err(error) => {
-            tracing::warn!(%error, "no certificate authorities found: https endpoints of ClickHouse will not connect");
-            rustls::ClientConfig::builder_with_provider(provider)
-                .with_protocol_versions(rustls::DEFAULT_VERSIONS)
-                .map(|builder| {
-                    builder
-                        .with_root_certificates(rustls::RootCertStore::empty())
-                        .with_no_client_auth()
-                })
-                .unwrap_or_else(|error| unreachable!("aws-lc-rs speaks the default TLS versions: {error}"))
-        }
-    }
-}
-
-trait ConfigExt {
-    fn native_roots(self) -> io::Result<rustls::ClientConfig>;
-}
-
-impl ConfigExt for rustls::ConfigBuilder<rustls::ClientConfig, rustls::WantsVerifier> {
-    fn native_roots(self) -> io::Result<rustls::ClientConfig> {
-        Ok(self.with_native_roots()?.with_no_client_auth())
     }
 }
 

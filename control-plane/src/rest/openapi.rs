@@ -333,7 +333,7 @@ mod tests {
             .iter()
             .map(|p| p["name"].as_str().unwrap())
             .collect();
-        assert_eq!(names, ["project", "pipe_id", "validate_only"]);
+        assert_eq!(names, ["project", "pipe_id", "validate_only", "request_id"]);
         assert_eq!(
             create["requestBody"]["content"]["application/json"]["schema"]["$ref"],
             "#/components/schemas/Pipe"

@@ -36,6 +36,8 @@ const OUTBOUND: usize = 2;
 pub struct Service {
     store: Store,
     context: Context,
+    /// Called with a pipe that was halted.
+    halted: Arc<dyn Fn(PipeUid) + Send + Sync>,
 }
 
 impl Service {
@@ -47,9 +49,11 @@ impl Service {
         lease_ttl: Duration,
         heartbeat_interval: Duration,
         gate: Gate,
+        halted: impl Fn(PipeUid) + Send + Sync + 'static,
     ) -> Self {
         Self {
             store,
+            halted: Arc::new(halted),
             context: Context {
                 registry,
                 timing: Timing {
@@ -93,6 +97,20 @@ impl Service {
                     .map_err(refusal)
             }
             done => done.map_err(refusal),
+        }
+    }
+
+    /// Halts a pipe that rejects too much. The batch is committed whatever comes of it; the next one tries again.
+    async fn limit_rejected(&self, pipe: PipeUid) {
+        match self.store.halt_if_too_many_rejected(pipe).await {
+            Ok(false) => {}
+            Ok(true) => {
+                tracing::warn!(%pipe, "the pipe has rejected too many records: it halts");
+                (self.halted)(pipe);
+            }
+            Err(error) => {
+                tracing::warn!(%pipe, error = &error as &dyn std::error::Error, "what the pipe rejects cannot be limited now");
+            }
         }
     }
 
@@ -154,7 +172,11 @@ impl WorkerService for Service {
         request: Request<v1::CommitBatchRequest>,
     ) -> Result<Response<v1::CommitBatchResponse>, Status> {
         fail_point!("control.commit.before", Status::unavailable("fail point"));
-        self.commit(&convert::commit(request.into_inner())?).await?;
+        let commit = convert::commit(request.into_inner())?;
+        self.commit(&commit).await?;
+        if commit.counts.rejected_records > 0 {
+            self.limit_rejected(commit.pipe).await;
+        }
         fail_point!("control.commit.answer", Status::unavailable("fail point"));
         Ok(Response::new(v1::CommitBatchResponse {}))
     }

@@ -1,5 +1,5 @@
 //! Credentials. Secrets are sealed before they reach a statement, each for its own row and field; nothing but
-//! [`Store::credential_secret`] opens one.
+//! [`Store::credential_secret`] and [`Store::reseal`] opens one.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -24,8 +24,8 @@ use super::{
 };
 
 /// Fields that are sealed. Part of what a sealed value is bound to, so they cannot be renamed.
-const SECRET: &str = "secret";
-const TOKEN: &str = "token";
+pub(super) const SECRET: &str = "secret";
+pub(super) const TOKEN: &str = "token";
 /// Most roles of a chain. AWS knows no bound; each costs a call whenever a session is renewed.
 pub(super) const MAX_CHAIN: usize = 4;
 
@@ -407,7 +407,7 @@ fn context(uid: CredentialUid, field: &str) -> String {
     format!("credential/{uid}/{field}")
 }
 
-fn seal(
+pub(super) fn seal(
     sealer: &Sealer,
     uid: CredentialUid,
     field: &str,
@@ -417,7 +417,7 @@ fn seal(
     secret.map(seal).transpose().map_err(Error::Key)
 }
 
-fn open(
+pub(super) fn open(
     sealer: &Sealer,
     uid: CredentialUid,
     field: &str,

@@ -100,6 +100,8 @@ pub mod totals {
         pub records: i64,
         pub bytes: i64,
         pub batches: i64,
+        /// Of the rejected ones those that a person has seen to.
+        pub rejected_seen: i64,
     }
     entity!();
 }
@@ -360,6 +362,29 @@ pub mod token {
         pub revoked_millis: Option<i64>,
         /// About when it was used last.
         pub used_millis: Option<i64>,
+    }
+    entity!();
+}
+
+/// Requests that carry an id, and were carried out lately.
+pub mod request {
+    use sea_orm::entity::prelude::*;
+
+    /// A row.
+    #[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel)]
+    #[sea_orm(table_name = "requests")]
+    pub struct Model {
+        #[sea_orm(primary_key, auto_increment = false)]
+        pub caller: String,
+        #[sea_orm(primary_key, auto_increment = false)]
+        pub method: String,
+        #[sea_orm(primary_key, auto_increment = false)]
+        pub request_id: String,
+        /// Which of several that were sent at once it is.
+        pub attempt: String,
+        /// SHA-256 of the request, and what was answered, as far as that is known.
+        pub sealed: Vec<u8>,
+        pub created_millis: i64,
     }
     entity!();
 }

@@ -97,6 +97,9 @@ pub enum Error {
         /// What is stored.
         found: String,
     },
+    /// The request was carried out before.
+    #[error("a request with this id was carried out before")]
+    Repeated,
     /// It was to be done under the term of a leader that another has followed.
     #[error("term {term} is over: the current one is {current}")]
     Fenced {

@@ -65,6 +65,7 @@ impl Store {
                 clock: inner.clock.clone(),
                 _lock: inner._lock.clone(),
             }),
+            request: None,
         }
     }
 

@@ -15,6 +15,8 @@ mod m0007_batch_terms;
 mod m0008_epoch_floor;
 mod m0009_consumers;
 mod m0010_tokens;
+mod m0011_requests;
+mod m0012_rejected_seen;
 
 /// Key of the lock under which one control plane at a time brings a PostgreSQL schema up to date: "millrace" in ASCII.
 const POSTGRES_LOCK: i64 = 0x6d69_6c6c_7261_6365;
@@ -33,6 +35,8 @@ impl MigratorTrait for Migrator {
             Box::new(m0008_epoch_floor::Step),
             Box::new(m0009_consumers::Step),
             Box::new(m0010_tokens::Step),
+            Box::new(m0011_requests::Step),
+            Box::new(m0012_rejected_seen::Step),
         ]
     }
 }

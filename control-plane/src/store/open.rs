@@ -9,9 +9,7 @@ use std::{
 
 use millrace_common::crypto::Sealer;
 use sea_orm::{
-    ActiveValue::Set,
-    DatabaseConnection, EntityTrait as _, SqlxPostgresConnector, SqlxSqliteConnector,
-    sea_query::OnConflict,
+    DatabaseConnection, SqlxPostgresConnector, SqlxSqliteConnector,
     sqlx::{
         self, ConnectOptions as _,
         postgres::{PgConnectOptions, PgPoolOptions},
@@ -19,7 +17,7 @@ use sea_orm::{
     },
 };
 
-use super::{Error, Options, entity::setting, migration, transaction::Attempts, transaction::begin_write};
+use super::{Error, Options, migration, transaction::Attempts, transaction::begin_write};
 
 /// How long a call waits for a connection. Longer than any queue of healthy writers; shorter than what a worker waits for
 /// an answer.
@@ -78,7 +76,7 @@ pub(super) async fn open(options: &Options, sealer: &Sealer) -> Result<Opened, E
         let transaction = begin_write(&opened.write).await?;
         let outcome = async {
             migration::up(&transaction).await?;
-            check_key(&transaction, sealer).await
+            super::keys::check(&transaction, sealer).await
         };
         let outcome = outcome.await;
         if let Some(result) = attempts.settle(transaction, outcome).await {
@@ -200,30 +198,4 @@ async fn postgres(options: &Options) -> Result<Opened, Error> {
 
 fn connect_error(error: sqlx::Error) -> Error {
     sea_orm::DbErr::Conn(sea_orm::RuntimeErr::SqlxError(error.into())).into()
-}
-
-/// Name and place of the value that tells whether the key at hand is the key of the database's secrets.
-const KEY_CHECK: &str = "settings/key_check";
-
-/// Opens the key check, or makes it where there is none yet.
-async fn check_key(transaction: &sea_orm::DatabaseTransaction, sealer: &Sealer) -> Result<(), Error> {
-    let sealed = sealer.seal(KEY_CHECK, b"millrace").map_err(Error::Key)?;
-    let row = setting::ActiveModel {
-        name: Set(KEY_CHECK.to_owned()),
-        value: Set(sealed),
-    };
-    setting::Entity::insert(row)
-        .on_conflict(OnConflict::column(setting::Column::Name).do_nothing().to_owned())
-        .try_insert()
-        .exec_without_returning(transaction)
-        .await?;
-    let stored = setting::Entity::find_by_id(KEY_CHECK.to_owned())
-        .one(transaction)
-        .await?;
-    let stored = stored.ok_or(Error::Corrupt {
-        place: "settings",
-        what: "no key check".to_owned(),
-    })?;
-    sealer.open(KEY_CHECK, &stored.value).map_err(Error::Key)?;
-    Ok(())
 }

@@ -16,6 +16,7 @@ use super::{
     convert::{from_json, from_millis, from_number, from_text, to_json, to_number},
     entity::{batch, committed, credential, credential_use, event, pipe, revision, shard, slice, totals},
     events::append,
+    rejected::see_rejected,
     shards::insert_shards,
     transaction::write,
 };
@@ -81,6 +82,7 @@ impl Store {
                 records: Set(0),
                 bytes: Set(0),
                 batches: Set(0),
+                rejected_seen: Set(0),
             };
             totals::Entity::insert(counts)
                 .exec_without_returning(&transaction)
@@ -198,6 +200,10 @@ impl Store {
                 .col_expr(pipe::Column::Version, Expr::value(row.version + 1))
                 .col_expr(pipe::Column::UpdatedMillis, Expr::value(now));
             update.exec(&transaction).await?;
+            // Whoever changes a pipe, or starts it, has looked at it.
+            if spec.is_some() || *desired == Some(DesiredState::Running) {
+                see_rejected(&transaction, &id).await?;
+            }
             for event in events {
                 append(&transaction, &id, now, event).await?;
             }

@@ -96,7 +96,7 @@ impl Attempts {
 }
 
 /// Runs a block with `?` inside one write transaction, over again while it loses conflicts; a store that is fenced by a
-/// term first checks that it is the current one. The block must not keep anything from an attempt that failed.
+/// term first checks that it is the current one, and one that writes for a request notes that. The block must not keep anything from an attempt that failed.
 macro_rules! write {
     ($store:expr, |$transaction:ident| $body:block) => {{
         let mut attempts = $crate::store::transaction::Attempts::default();
@@ -104,6 +104,7 @@ macro_rules! write {
             let $transaction = $crate::store::transaction::begin_write(&$store.inner.write).await?;
             let outcome: Result<_, $crate::store::Error> = async {
                 $crate::store::leader::check_fence(&$transaction, $store.inner.fence).await?;
+                $store.note_request(&$transaction).await?;
                 $body
             }
             .await;

@@ -9,6 +9,7 @@ use millrace_common::{
     ids::{CredentialName, CredentialUid, Epoch, PipeName, PipeUid, Revision, ShardId, WorkerInstance},
     pipe::{Delivery, DesiredState, PipeSpec, ResolvedSpec},
     position::Position,
+    reason,
 };
 use secrecy::SecretString;
 use serde::{Deserialize, Serialize};
@@ -133,6 +134,16 @@ pub struct StoredFault {
     pub message: String,
     /// A person has to act.
     pub permanent: bool,
+}
+
+impl StoredFault {
+    /// Whether no worker may read for the pipe until a person has acted.
+    #[must_use]
+    pub fn halts(&self) -> bool {
+        // In another stream its position means nothing.
+        let reasons = [reason::SOURCE_STREAM_RECREATED, reason::REJECTED_LIMIT_REACHED];
+        self.permanent && reasons.contains(&self.reason.as_str())
+    }
 }
 
 /// Counts since a pipe was created. They move in the transaction that moves the checkpoints.

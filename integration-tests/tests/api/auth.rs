@@ -38,6 +38,7 @@ impl Guarded {
             auth: Auth::Tokens {
                 admin: Some(Arc::new(SecretString::from(ADMIN))),
                 worker: Some(Arc::new(SecretString::from(JOIN))),
+                oidc: None,
             },
             tls,
             ..Options::new("sqlite::memory:", sealer)
@@ -67,6 +68,7 @@ impl Guarded {
                 ..Default::default()
             }),
             ttl: ttl.map(|seconds| prost_types::Duration { seconds, nanos: 0 }),
+            ..Default::default()
         };
         let mut tokens = TokenServiceClient::new(self.link(ADMIN));
         Ok(tokens.create_token(request).await?.into_inner())

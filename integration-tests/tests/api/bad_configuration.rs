@@ -327,6 +327,7 @@ async fn names_and_requests_are_checked() {
         pipe_id: "Bad".into(),
         pipe: None,
         validate_only: false,
+        ..Default::default()
     };
     let status = bed.pipes.clone().create_pipe(request).await.expect_err("refused");
     assert_eq!(&fields(&status)[..2], ["parent", "pipe_id"]);

@@ -143,6 +143,7 @@ impl Bed {
                 kind: Some(kind),
                 ..Default::default()
             }),
+            ..Default::default()
         };
         let response = self.credentials.clone().create_credential(request).await?.into_inner();
         Ok(response.credential.expect("a credential"))
@@ -202,6 +203,7 @@ impl Bed {
             pipe_id: id.into(),
             pipe: Some(pipe),
             validate_only,
+            ..Default::default()
         };
         Ok(self
             .pipes
@@ -236,6 +238,7 @@ impl Bed {
             pipe: Some(pipe),
             update_mask: (!paths.is_empty()).then_some(mask),
             validate_only: false,
+            ..Default::default()
         };
         Ok(self
             .pipes
@@ -252,6 +255,7 @@ impl Bed {
             name: name(id),
             etag: etag.into(),
             allow_missing,
+            ..Default::default()
         };
         self.pipes.clone().delete_pipe(request).await.map(drop)
     }

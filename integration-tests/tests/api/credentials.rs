@@ -7,7 +7,11 @@ use super::bed::{ACCESS_KEY, Bed, OWNER, PARENT, PASSWORD, assert_refused, click
 
 async fn delete(bed: &Bed, id: &str, allow_missing: bool) -> Result<(), tonic::Status> {
     let name = format!("{PARENT}/credentials/{id}");
-    let request = proto::DeleteCredentialRequest { name, allow_missing };
+    let request = proto::DeleteCredentialRequest {
+        name,
+        allow_missing,
+        ..Default::default()
+    };
     bed.credentials.clone().delete_credential(request).await.map(drop)
 }
 
@@ -132,6 +136,7 @@ async fn bad_credentials_are_refused_without_being_repeated() {
         parent: "projects/Nope".into(),
         credential_id: "No".into(),
         credential: None,
+        ..Default::default()
     };
     let status = bed
         .credentials

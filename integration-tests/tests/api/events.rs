@@ -14,6 +14,7 @@ impl Bed {
             parent: name(id),
             page_size,
             page_token: token.into(),
+            ..Default::default()
         };
         Ok(self.pipes.clone().list_pipe_events(request).await?.into_inner())
     }

@@ -198,6 +198,7 @@ async fn a_new_table_is_checked_before_it_is_taken() {
             paths: vec!["destination.table".into(), "destination.error_table".into()],
         }),
         validate_only: true,
+        ..Default::default()
     };
     let planned = bed
         .pipes
@@ -281,6 +282,7 @@ async fn pages_come_in_name_order_and_tokens_cannot_be_forged() {
             page_size,
             page_token,
             view: 0,
+            ..Default::default()
         };
         async move { client.list_pipes(request).await.map(tonic::Response::into_inner) }
     };
@@ -329,6 +331,7 @@ async fn pages_come_in_name_order_and_tokens_cannot_be_forged() {
         page_size: 2,
         page_token: real,
         view: 0,
+        ..Default::default()
     };
     let status = bed
         .pipes

@@ -352,6 +352,7 @@ async fn tokens_are_asked_for_over_http_too() {
     let auth = Auth::Tokens {
         admin: Some(Arc::new(SecretString::from(ADMIN))),
         worker: None,
+        oidc: None,
     };
     let (running, _stop) = bare(auth, &[]).await;
     let list = "/v1/projects/default/pipes";

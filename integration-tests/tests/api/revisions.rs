@@ -26,6 +26,7 @@ impl Bed {
             revision,
             etag: etag.into(),
             validate_only,
+            ..Default::default()
         };
         let response = self.pipes.clone().rollback_pipe(request).await?.into_inner();
         Ok(response.pipe.expect("a pipe"))

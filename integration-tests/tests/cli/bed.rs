@@ -33,15 +33,20 @@ pub(crate) struct Bed {
 impl Bed {
     /// With the stream `orders` of two shards.
     pub(crate) async fn start() -> anyhow::Result<Self> {
-        Self::start_as(false).await
+        Self::start_as(false, "info").await
     }
 
     /// The same, where callers need tokens; commands have the operator's own.
     pub(crate) async fn start_guarded() -> anyhow::Result<Self> {
-        Self::start_as(true).await
+        Self::start_as(true, "info").await
     }
 
-    async fn start_as(guarded: bool) -> anyhow::Result<Self> {
+    /// The same, and Millrace logs all that it can be made to.
+    pub(crate) async fn start_talkative() -> anyhow::Result<Self> {
+        Self::start_as(true, "trace").await
+    }
+
+    async fn start_as(guarded: bool, log: &str) -> anyhow::Result<Self> {
         let clickhouse = ClickHouse::start(Default::default()).await?;
         let kinesis = Emulator::start(Default::default()).await?;
         kinesis.create_stream("orders", 2)?;
@@ -58,6 +63,7 @@ impl Bed {
         let standalone = Spawn::new(cluster::program("millrace")?)
             .envs(own)
             .args(["standalone", "--listen", &listen])
+            .env("RUST_LOG", log)
             .env("MILLRACE_DATA_DIR", directory.path().join("data"))
             .env("MILLRACE_STS_ENDPOINT", kinesis.endpoint_url())
             .log(directory.path().join("standalone.log"))
@@ -87,6 +93,10 @@ impl Bed {
         let mut environment = vec![
             ("PATH", format!("{}:{path}", directory.display())),
             ("MILLRACE_ENDPOINT", self.endpoint.clone()),
+            (
+                "MILLRACE_CONFIG",
+                self.directory.path().join("config/profiles.toml").display().to_string(),
+            ),
             ("MILLRACE_KINESIS_ENDPOINT", self.kinesis.endpoint_url()),
             ("AWS_REGION", "us-east-1".to_owned()),
             ("AWS_ACCESS_KEY_ID", "AKIDEXAMPLE".to_owned()),

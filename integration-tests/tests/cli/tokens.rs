@@ -45,6 +45,7 @@ async fn everybody_does_what_their_token_allows() -> anyhow::Result<()> {
         .await?;
     ensure!(events.contains("(operator-of-tests)"), "{events}");
 
+    profiles_say_what_is_not_said(&bed).await?;
     let tokens = bed.run("millrace token list").await?;
     ensure!(
         tokens.contains("viewer-of-tests") && tokens.contains("OPERATOR"),
@@ -84,4 +85,53 @@ async fn everybody_does_what_their_token_allows() -> anyhow::Result<()> {
         "the operator's token is in the log"
     );
     bed.stop().await
+}
+
+async fn profiles_say_what_is_not_said(bed: &Bed) -> anyhow::Result<()> {
+    let unset = "unset MILLRACE_TOKEN; endpoint=$MILLRACE_ENDPOINT; unset MILLRACE_ENDPOINT; ";
+    let line = |line: &str| format!("{unset}{line}");
+    let (code, none, _) = bed.code(&line("millrace profile list")).await?;
+    ensure!(code == 0 && none.lines().count() == 1, "{none}");
+    let save = "millrace --endpoint $endpoint --token-file viewer profile save looker";
+    bed.run(&line(save)).await?;
+    // One that is kept is not used by itself.
+    let (code, _, error) = bed.code(&line("millrace --endpoint $endpoint pipe list")).await?;
+    ensure!(code == 4, "{code} {error}");
+    let named = bed.run(&line("millrace --profile looker pipe list")).await?;
+    ensure!(named.contains("orders"), "{named}");
+    bed.run(&line("millrace profile use looker")).await?;
+    let used = bed.run(&line("cd config && millrace pipe list")).await?;
+    ensure!(used == named, "{used}");
+    let (code, _, error) = bed.code(&line("millrace pipe stop orders")).await?;
+    ensure!(code == 4 && error.contains("needs the role operator"), "{code} {error}");
+    // The environment counts more than the profile, and an argument more than that.
+    bed.run(&line("MILLRACE_TOKEN_FILE=operator millrace pipe stop orders"))
+        .await?;
+    bed.run(&line(
+        "MILLRACE_TOKEN_FILE=viewer millrace --token-file operator pipe start orders",
+    ))
+    .await?;
+    bed.run("millrace pipe stop orders; millrace pipe start orders").await?;
+    let (code, _, error) = bed.code(&line("MILLRACE_PROFILE=nobody millrace pipe list")).await?;
+    ensure!(
+        code == 1 && error.contains("\"nobody\"") && error.contains("looker"),
+        "{code} {error}"
+    );
+    let listed = bed.run(&line("millrace profile list")).await?;
+    ensure!(listed.contains("yes") && listed.contains("looker"), "{listed}");
+
+    bed.run("printf '# mine\n[profiles.broken]\nendpont = \"x\"\n' >> config/profiles.toml")
+        .await?;
+    let (code, _, error) = bed.code(&line("millrace --profile broken pipe list")).await?;
+    ensure!(
+        code == 1 && error.contains("\"endpont\"") && error.contains("token_file"),
+        "{code} {error}"
+    );
+    bed.run(&line(
+        "millrace profile delete broken && millrace profile delete looker",
+    ))
+    .await?;
+    let (code, _, error) = bed.code(&line("millrace profile use looker")).await?;
+    ensure!(code == 1 && error.contains("profile save"), "{code} {error}");
+    Ok(())
 }

@@ -77,6 +77,7 @@ async fn a_backfill_reads_its_window_and_completes() {
             paths: vec!["source.kinesis.end_timestamp".into()],
         }),
         validate_only: false,
+        ..Default::default()
     };
     let refused = bed.pipes.clone().update_pipe(request).await.expect_err("immutable");
     assert_eq!(refused.code(), Code::InvalidArgument);

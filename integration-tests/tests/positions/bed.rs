@@ -148,6 +148,7 @@ impl Bed {
                     kind: Some(kind),
                     ..Default::default()
                 }),
+                ..Default::default()
             };
             credentials.create_credential(request).await.expect("a credential");
         }
@@ -245,6 +246,7 @@ impl Bed {
             pipe_id: id.into(),
             pipe: Some(pipe),
             validate_only: false,
+            ..Default::default()
         };
         let response = self.pipes.clone().create_pipe(request).await?.into_inner();
         Ok(response.pipe.expect("a pipe"))
@@ -272,6 +274,7 @@ impl Bed {
                 paths: vec![path.to_owned()],
             }),
             validate_only: false,
+            ..Default::default()
         };
         self.pipes.clone().update_pipe(request).await.expect("an update");
     }
@@ -359,6 +362,7 @@ impl Bed {
             parent: name(id),
             page_size: 500,
             page_token: String::new(),
+            ..Default::default()
         };
         let page = self
             .pipes

@@ -6,6 +6,7 @@ called, so one that is added has to be added here.
 
 import json
 import sys
+import uuid
 
 sys.path.insert(0, sys.argv[1])
 
@@ -156,8 +157,10 @@ def a_pipe_lives(schema):
     nameless = pipe_pb2.CreatePipeRequest(parent=PARENT, pipe_id="Not An Id", pipe=pipe)
     code, why, fields = reason(lambda: pipes.CreatePipe(nameless))
     assert (code, why, fields) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELD", ["pipe_id"]), (code, why, fields)
-    created = pipes.CreatePipe(pipe_pb2.CreatePipeRequest(parent=PARENT, pipe_id="python", pipe=pipe)).pipe
+    request = pipe_pb2.CreatePipeRequest(parent=PARENT, pipe_id="python", pipe=pipe, request_id=str(uuid.uuid4()))
+    created = pipes.CreatePipe(request).pipe
     assert created.name == PIPE and created.revision == 1
+    assert pipes.CreatePipe(request).pipe == created
 
     policies = access.GetAwsPolicies(access_pb2.GetAwsPoliciesRequest(pipe=PIPE))
     assert "kinesis:GetRecords" in policies.permission_policy
@@ -169,7 +172,7 @@ def a_pipe_lives(schema):
             break
     got = pipes.GetPipe(pipe_pb2.GetPipeRequest(name=PIPE)).pipe
     assert got.status.totals.rows == BED["records"], got.status
-    listed = pipes.ListPipes(pipe_pb2.ListPipesRequest(parent=PARENT))
+    listed = pipes.ListPipes(pipe_pb2.ListPipesRequest(parent=PARENT, filter="desired_state = RUNNING"))
     assert [pipe.name for pipe in listed.pipes] == [PIPE]
 
     stale = pipe_pb2.Pipe(name=PIPE, display_name="Stale", etag="stale")

@@ -56,6 +56,12 @@ impl Database {
         }
     }
 
+    /// Closes it, so that it can be opened by its URL, which is returned with what keeps the database.
+    pub(crate) async fn close(self) -> (String, Option<tempfile::TempDir>) {
+        self.store.close().await;
+        (self.url, self._directory)
+    }
+
     /// Its URL.
     pub(crate) fn url(&self) -> &str {
         &self.url

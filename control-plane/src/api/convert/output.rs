@@ -199,6 +199,7 @@ fn settings(spec: &PipeSpec) -> proto::Settings {
             DataGapPolicy::Halt => proto::DataGapPolicy::Halt.into(),
             DataGapPolicy::Resume => proto::DataGapPolicy::Resume.into(),
         },
+        max_rejected_records: settings.max_rejected_records,
     }
 }
 

@@ -35,6 +35,11 @@ pub(super) fn settings(given: proto::Settings, violations: &mut Violations) -> S
         compression: compression(given.compression, default.compression, violations),
         delivery: delivery(given.delivery, default.delivery, violations),
         on_data_gap: on_data_gap(given.on_data_gap, default.on_data_gap, violations),
+        max_rejected_records: match given.max_rejected_records {
+            0 => default.max_rejected_records,
+            // The database counts in signed numbers; there is nothing to count up to that.
+            most => most.min(i64::MAX.unsigned_abs()),
+        },
     }
 }
 

@@ -702,6 +702,7 @@ prop_compose! {
             compression: if none { 2 } else if partition { 3 } else { 1 },
             delivery: if at_least_once { 2 } else { 1 },
             on_data_gap: if none { 2 } else { 1 },
+            max_rejected_records: 1 + rows,
         });
         let Some(proto::source::Kind::Kinesis(kinesis)) = &mut pipe.source.as_mut().unwrap().kind else {
             unreachable!()

@@ -76,6 +76,7 @@ pub(super) fn spec() -> PipeSpec {
             compression: Compression::None,
             delivery: Delivery::AtLeastOnce,
             on_data_gap: DataGapPolicy::Halt,
+            max_rejected_records: 10_000_000,
         },
     }
 }
@@ -164,6 +165,20 @@ fn fan_out_pipe_spec() {
     pipe.source.fan_out = Some(FanOut::Managed);
     let stored = serde_json::to_value(&pipe).unwrap();
     assert_eq!(stored["source"]["fan_out"], "managed");
+}
+
+#[test]
+fn a_limit_is_stored_where_it_is_not_the_usual_one() {
+    let mut limited = spec();
+    assert!(
+        !serde_json::to_string(&limited)
+            .unwrap()
+            .contains("max_rejected_records")
+    );
+    limited.settings.max_rejected_records = 1;
+    let stored = serde_json::to_value(&limited).unwrap();
+    assert_eq!(stored["settings"]["max_rejected_records"], 1);
+    assert_eq!(serde_json::from_value::<PipeSpec>(stored).unwrap(), limited);
 }
 
 #[test]
